@@ -1,1 +1,55 @@
-fn main() {}
+//! The project's own commands, run as `cargo xtask COMMAND`.
+
+mod brokers;
+mod error;
+mod process;
+
+use std::process::ExitCode;
+
+use error::Result;
+
+/// One line of the command table; a new command is one more entry in [`COMMANDS`].
+struct Command {
+    name: &'static str,
+    arguments: &'static str,
+    about: &'static str,
+    run: fn(&[String]) -> Result<()>,
+}
+
+const COMMANDS: &[Command] = &[Command {
+    name: "brokers",
+    arguments: brokers::ARGUMENTS,
+    about: brokers::ABOUT,
+    run: brokers::command,
+}];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some((name, rest)) = arguments.split_first() else {
+        print!("{}", usage());
+        return ExitCode::SUCCESS;
+    };
+    if matches!(name.as_str(), "help" | "-h" | "--help") {
+        print!("{}", usage());
+        return ExitCode::SUCCESS;
+    }
+    let Some(command) = COMMANDS.iter().find(|command| command.name == name) else {
+        eprintln!("unknown command `{name}`\n\n{}", usage());
+        return ExitCode::from(2);
+    };
+    match (command.run)(rest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage() -> String {
+    let mut text = String::from("usage: cargo xtask COMMAND\n");
+    for command in COMMANDS {
+        text.push_str(&format!("\n{} {}\n{}\n", command.name, command.arguments, command.about));
+    }
+    text
+}

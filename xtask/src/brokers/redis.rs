@@ -1,0 +1,385 @@
+//! Redis, alone, with a password, with TLS, behind Sentinel and as a Cluster.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::net::{Address, Resp, connect};
+use super::packages::Unpacked;
+use super::{Broker, Endpoint};
+use crate::error::{Context, Result, bail};
+use crate::process::{Run, Service, find_program, output, output_with_input, retry_for};
+
+pub struct Redis {
+    setup: Setup,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Setup {
+    Plain,
+    Auth,
+    Tls,
+    Sentinel,
+    Cluster,
+}
+
+pub const PLAIN: Redis = Redis { setup: Setup::Plain };
+pub const AUTH: Redis = Redis { setup: Setup::Auth };
+pub const TLS: Redis = Redis { setup: Setup::Tls };
+pub const SENTINEL: Redis = Redis { setup: Setup::Sentinel };
+pub const CLUSTER: Redis = Redis { setup: Setup::Cluster };
+
+const PORT: u16 = 46379;
+const TLS_PORT: u16 = 46380;
+const AUTH_PORT: u16 = 46381;
+const PRIMARY_PORT: u16 = 46390;
+const REPLICA_PORT: u16 = 46391;
+const SENTINELS: [(&str, u16); 3] = [("sentinel-1", 46392), ("sentinel-2", 46393), ("sentinel-3", 46394)];
+const NODES: [(&str, u16); 3] = [("node-1", 46400), ("node-2", 46401), ("node-3", 46402)];
+const SERVICE: &str = "buqueue-primary";
+const PASSWORD: &str = "s3cret";
+
+impl Broker for Redis {
+    fn name(&self) -> &'static str {
+        match self.setup {
+            Setup::Plain => "redis",
+            Setup::Auth => "redis-auth",
+            Setup::Tls => "redis-tls",
+            Setup::Sentinel => "redis-sentinel",
+            Setup::Cluster => "redis-cluster",
+        }
+    }
+
+    fn is_default(&self) -> bool {
+        self.setup == Setup::Plain
+    }
+
+    fn in_compose(&self) -> bool {
+        // The others announce addresses or need certificates: not worth bending into containers.
+        self.setup == Setup::Plain
+    }
+
+    fn endpoints(&self, run: &Run) -> Vec<Endpoint> {
+        let endpoint = |variable, value| Endpoint { variable, value };
+        match self.setup {
+            Setup::Plain => vec![endpoint("BUQUEUE_TEST_REDIS", format!("redis://127.0.0.1:{PORT}"))],
+            Setup::Auth => {
+                vec![endpoint(
+                    "BUQUEUE_TEST_REDIS_AUTH",
+                    format!("redis://:{PASSWORD}@127.0.0.1:{AUTH_PORT}"),
+                )]
+            }
+            Setup::Tls => vec![
+                endpoint("BUQUEUE_TEST_REDIS_TLS", format!("rediss://127.0.0.1:{TLS_PORT}")),
+                endpoint("BUQUEUE_TEST_REDIS_TLS_CA", run.path("ca.crt").display().to_string()),
+            ],
+            Setup::Sentinel => {
+                let port = SENTINELS[0].1;
+                vec![endpoint(
+                    "BUQUEUE_TEST_REDIS_SENTINEL",
+                    format!("redis+sentinel://127.0.0.1:{port}/{SERVICE}"),
+                )]
+            }
+            Setup::Cluster => {
+                let nodes = NODES.map(|(_, port)| format!("127.0.0.1:{port}")).join(",");
+                vec![endpoint("BUQUEUE_TEST_REDIS_CLUSTER", format!("redis://{nodes}"))]
+            }
+        }
+    }
+
+    fn install(&self, cache: &Path) -> Result<()> {
+        if find_program("redis-server").is_none() || find_program("redis-cli").is_none() {
+            Unpacked::of_system(cache, "redis", &["redis-server", "redis-tools"])?;
+        }
+        Ok(())
+    }
+
+    fn services(&self, cache: &Path, run: &Run) -> Result<Vec<Service>> {
+        let server = |name: &'static str, config: PathBuf, port: u16| -> Result<Service> {
+            let mut command = program(cache, "redis-server")?;
+            command.arg(config).current_dir(&run.dir);
+            Ok(Service { name, command, ports: vec![port] })
+        };
+        match self.setup {
+            Setup::Plain => {
+                let config = run.write("redis.conf", &config(run, "data", PORT)?)?;
+                Ok(vec![server("redis", config, PORT)?])
+            }
+            Setup::Auth => {
+                // `buqueue` may do all that the password alone may; `reader` exists to be refused.
+                let text = config(run, "data", AUTH_PORT)?
+                    + &format!(
+                        "requirepass {PASSWORD}\n\
+                         user buqueue on >{PASSWORD} ~* &* +@all\n\
+                         user reader on >{PASSWORD} ~* &* -@all +@read +@connection\n"
+                    );
+                Ok(vec![server("redis", run.write("redis.conf", &text)?, AUTH_PORT)?])
+            }
+            Setup::Tls => {
+                make_certificates(run)?;
+                let file = |name| run.path(name).display().to_string();
+                let text = config(run, "data", 0)?
+                    + &format!(
+                        "tls-port {TLS_PORT}\ntls-auth-clients no\n\
+                         tls-cert-file \"{}\"\ntls-key-file \"{}\"\ntls-ca-cert-file \"{}\"\n",
+                        file("server.crt"),
+                        file("server.key"),
+                        file("ca.crt")
+                    );
+                Ok(vec![server("redis", run.write("redis.conf", &text)?, TLS_PORT)?])
+            }
+            Setup::Sentinel => {
+                // Sentinels rewrite these files on a failover: they are the state, and stay.
+                let primary = run.write_once("primary.conf", &config(run, "primary", PRIMARY_PORT)?)?;
+                let replica =
+                    config(run, "replica", REPLICA_PORT)? + &format!("replicaof 127.0.0.1 {PRIMARY_PORT}\n");
+                let replica = run.write_once("replica.conf", &replica)?;
+                let mut services = vec![
+                    server("primary", primary, PRIMARY_PORT)?,
+                    server("replica", replica, REPLICA_PORT)?,
+                ];
+                for (name, port) in SENTINELS {
+                    let text = format!(
+                        "bind 127.0.0.1\nport {port}\ndir {}\n\
+                         sentinel monitor {SERVICE} 127.0.0.1 {PRIMARY_PORT} 2\n\
+                         sentinel down-after-milliseconds {SERVICE} 1000\n\
+                         sentinel failover-timeout {SERVICE} 5000\n",
+                        run.folder(name)?.display()
+                    );
+                    let mut service = server(name, run.write_once(&format!("{name}.conf"), &text)?, port)?;
+                    service.command.arg("--sentinel");
+                    services.push(service);
+                }
+                Ok(services)
+            }
+            Setup::Cluster => NODES
+                .into_iter()
+                .map(|(name, port)| {
+                    let text = config(run, name, port)? + "cluster-enabled yes\ncluster-node-timeout 2000\n";
+                    server(name, run.write(&format!("{name}.conf"), &text)?, port)
+                })
+                .collect(),
+        }
+    }
+
+    fn started(&self, _run: &Run, service: &str) -> Result<()> {
+        // A replica in step before the first sentinel looks saves the seconds until it looks again.
+        if self.setup == Setup::Sentinel && service == "replica" {
+            let _ = retry_for(Duration::from_secs(10), || {
+                for port in [PRIMARY_PORT, REPLICA_PORT] {
+                    let info = Resp::connect("127.0.0.1", port)?.call(&["INFO", "replication"])?;
+                    if info.contains("master_link_status:up") {
+                        return Ok(());
+                    }
+                }
+                bail!("the replica is not in step")
+            });
+        }
+        Ok(())
+    }
+
+    fn join(&self, cache: &Path, _run: &Run) -> Result<()> {
+        if self.setup != Setup::Cluster {
+            return Ok(());
+        }
+        let info = retry_for(Duration::from_secs(10), || {
+            for (_, port) in &NODES[1..] {
+                Resp::connect("127.0.0.1", *port)?.call(&["PING"])?;
+            }
+            Resp::connect("127.0.0.1", NODES[0].1)?.call(&["CLUSTER", "INFO"])
+        })?;
+        // A started-again cluster knows itself from its own files.
+        if info.contains("cluster_known_nodes:1\r") {
+            let nodes = NODES.map(|(_, port)| format!("127.0.0.1:{port}"));
+            output(
+                program(cache, "redis-cli")?.args(["--cluster", "create"]).args(nodes).arg("--cluster-yes"),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn probe(&self, cache: &Path, endpoints: &[Endpoint]) -> Result<String> {
+        let Some(endpoint) = endpoints.first() else { bail!("no endpoint") };
+        let address = Address::parse(&endpoint.value, 6379)?;
+        let (host, port) = address.first()?;
+        match self.setup {
+            Setup::Tls => match program(cache, "redis-cli") {
+                Ok(_) => version(&self.client(cache, endpoints, "INFO server\n")?),
+                // Somebody else's endpoint, and no client at hand that speaks TLS.
+                Err(_) => connect(host, port).map(|_| "(tls)".to_owned()),
+            },
+            Setup::Plain | Setup::Auth => {
+                let mut redis = Resp::connect(host, port)?;
+                if let Some(password) = &address.password {
+                    redis.call(&["AUTH", address.user.as_deref().unwrap_or("default"), password])?;
+                }
+                // While it loads its data, Redis answers everything else with an error.
+                if redis.call(&["PING"])? != "PONG" {
+                    bail!("no PONG");
+                }
+                version(&redis.call(&["INFO", "server"])?)
+            }
+            Setup::Sentinel => {
+                let mut found = String::new();
+                for (host, port) in &address.hosts {
+                    let mut sentinel = Resp::connect(host, *port)?;
+                    let info = sentinel.call(&["INFO", "sentinel"])?;
+                    // Ready for a failover too: everyone is known to everyone.
+                    if !info.contains("status=ok") || info.contains("slaves=0") {
+                        bail!("{host}:{port} says {}", info.trim());
+                    }
+                    let quorum = sentinel.call(&["SENTINEL", "CKQUORUM", &address.path])?;
+                    if !quorum.starts_with("OK 3") {
+                        bail!("{host}:{port} says {quorum}");
+                    }
+                    found = version(&sentinel.call(&["INFO", "server"])?)?;
+                }
+                let (host, port) = primary(&address)?;
+                Resp::connect(&host, port)?.call(&["PING"])?;
+                Ok(found)
+            }
+            Setup::Cluster => {
+                let mut found = String::new();
+                for (host, port) in &address.hosts {
+                    let mut node = Resp::connect(host, *port)?;
+                    let info = node.call(&["CLUSTER", "INFO"])?;
+                    if !info.contains("cluster_state:ok") || info.contains("cluster_known_nodes:1\r") {
+                        bail!("{host}:{port} says {}", info.lines().next().unwrap_or_default());
+                    }
+                    found = version(&node.call(&["INFO", "server"])?)?;
+                }
+                Ok(found)
+            }
+        }
+    }
+
+    fn prove(&self, cache: &Path, endpoints: &[Endpoint]) -> Result<Vec<String>> {
+        let key = "buqueue:prove";
+        let body = format!("hello from {}", self.name());
+        let script = [
+            format!("DEL {key}"),
+            format!("XGROUP CREATE {key} group $ MKSTREAM"),
+            format!("XADD {key} * body \"{body}\""),
+            format!("XREADGROUP GROUP group reader COUNT 1 STREAMS {key} >"),
+            format!("DEL {key}"),
+        ];
+        let answer = self.client(cache, endpoints, &(script.join("\n") + "\n"))?;
+        if !answer.lines().any(|line| line.contains(&body)) {
+            bail!("the message did not come back: {answer}");
+        }
+        let mut lines = vec![format!("redis-cli {}", script[2])];
+        lines.extend(answer.lines().filter(|line| !line.trim().is_empty()).map(|line| format!("-> {line}")));
+        Ok(lines)
+    }
+}
+
+impl Redis {
+    /// Feeds commands to `redis-cli`, or to the one inside the container where the host has none.
+    fn client(&self, cache: &Path, endpoints: &[Endpoint], input: &str) -> Result<String> {
+        let Some(endpoint) = endpoints.first() else { bail!("no endpoint") };
+        let address = Address::parse(&endpoint.value, 6379)?;
+        let (mut host, mut port) = address.first().map(|(host, port)| (host.to_owned(), port))?;
+        let mut command = program(cache, "redis-cli")?;
+        match self.setup {
+            Setup::Tls => {
+                command.arg("--tls");
+                if let Some(ca) = endpoints.get(1) {
+                    command.args(["--cacert", &ca.value]);
+                }
+            }
+            Setup::Sentinel => (host, port) = primary(&address)?,
+            Setup::Cluster => {
+                command.arg("-c");
+            }
+            Setup::Plain | Setup::Auth => {}
+        }
+        command.args(["-h", &host, "-p", &port.to_string()]);
+        if let Some(password) = &address.password {
+            // By environment: a password among the arguments makes redis-cli warn.
+            command.env("REDISCLI_AUTH", password);
+        }
+        if let Some(user) = &address.user {
+            command.args(["--user", user]);
+        }
+        output_with_input(&mut command, input)
+    }
+}
+
+/// Where the sentinels say that the primary is.
+fn primary(address: &Address) -> Result<(String, u16)> {
+    let (host, port) = address.first()?;
+    let answer = Resp::connect(host, port)?.call(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", &address.path])?;
+    let Some((host, port)) = answer.split_once('\n') else { bail!("no primary: {answer}") };
+    Ok((host.to_owned(), port.parse().context(|| format!("the primary's port {port}"))?))
+}
+
+fn version(info: &str) -> Result<String> {
+    match info.lines().find_map(|line| line.trim().strip_prefix("redis_version:")) {
+        Some(version) => Ok(version.to_owned()),
+        None => bail!("no version in {info}"),
+    }
+}
+
+fn program(cache: &Path, name: &str) -> Result<Command> {
+    if let Some(found) = find_program(name) {
+        return Ok(Command::new(found));
+    }
+    let Some(unpacked) = Unpacked::find(cache, "redis") else { bail!("{name} is not on this machine") };
+    let mut command = Command::new(unpacked.path("usr/bin").join(name));
+    unpacked.libraries(&mut command);
+    Ok(command)
+}
+
+/// What all servers share: durable as a queue has to be, and never losing messages to eviction.
+fn config(run: &Run, data: &str, port: u16) -> Result<String> {
+    Ok(format!(
+        "bind 127.0.0.1\nport {port}\ndir \"{}\"\nsave \"\"\nappendonly yes\nappendfsync everysec\n\
+         maxmemory-policy noeviction\nrepl-diskless-sync-delay 0\n",
+        run.folder(data)?.display()
+    ))
+}
+
+/// A certificate authority of our own, and a server certificate of it for this machine's loopback.
+fn make_certificates(run: &Run) -> Result<()> {
+    if run.path("server.crt").exists() {
+        return Ok(());
+    }
+    let openssl = || {
+        let mut command = Command::new("openssl");
+        command.current_dir(&run.dir);
+        command
+    };
+    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    run.write(
+        "server.ext",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n",
+    )?;
+    output(
+        openssl().args(["req", "-x509", "-days", "3650", "-subj", "/CN=buqueue test CA"]).args(key).args([
+            "-keyout",
+            "ca.key",
+            "-out",
+            "ca.crt",
+            "-addext",
+            "keyUsage=critical,keyCertSign,cRLSign",
+        ]),
+    )?;
+    output(openssl().args(["req", "-subj", "/CN=localhost"]).args(key).args([
+        "-keyout",
+        "server.key",
+        "-out",
+        "server.csr",
+    ]))?;
+    output(
+        openssl().args(["x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key"]).args([
+            "-CAcreateserial",
+            "-days",
+            "3650",
+            "-extfile",
+            "server.ext",
+            "-out",
+            "server.crt",
+        ]),
+    )?;
+    Ok(())
+}
