@@ -1,1 +1,44 @@
-//! See the repository README.
+//! The contract of buqueue, and everything that is the same on every broker.
+//!
+//! Three rooms:
+//!
+//! * **For applications:** [`Message`], [`Delivery`], [`QueueProducer`], [`QueueConsumer`], [`Producer`],
+//!   [`Consumer`], [`DeliveryStream`], [`ShutdownHandle`], [`DlqConfig`], [`BuqueueError`].
+//! * **For backend authors:** [`driver`], the seam a broker's adapter implements, and the tools it may use:
+//!   [`Backoff`] and [`Coalescer`].
+//! * **Between the two**, private: validation, the dead letter verdict, in-flight accounting, shutdown and
+//!   streams, each written once.
+//!
+//! Applications normally depend on the facade crate `buqueue`, which re-exports this one.
+
+mod backoff;
+mod builder;
+mod capability;
+mod coalesce;
+mod consumer;
+mod delivery;
+mod dlq;
+pub mod driver;
+mod error;
+mod future;
+mod headers;
+mod message;
+mod observe;
+mod producer;
+mod shutdown;
+mod stream;
+
+pub use backoff::Backoff;
+pub use builder::{Dynamic, QueueBuilder, Static};
+pub use capability::{Capabilities, Feature, Limits, Support};
+pub use coalesce::Coalescer;
+pub use consumer::{Consumer, ConsumerStats, QueueConsumer};
+pub use delivery::Delivery;
+pub use dlq::DlqConfig;
+pub use error::{BuqueueError, ErrorKind, Result};
+pub use future::QueueFuture;
+pub use headers::{Headers, RESERVED_PREFIX};
+pub use message::{Message, MessageBuilder, MessageId};
+pub use producer::{Producer, QueueProducer};
+pub use shutdown::ShutdownHandle;
+pub use stream::DeliveryStream;

@@ -1,0 +1,302 @@
+//! One delivery: the message, and the one chance to settle it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::de::DeserializeOwned;
+
+use crate::dlq::{self, DeadLetters, Death, Verdict};
+use crate::driver::{Lease, Received};
+use crate::shutdown::Shared;
+use crate::{BuqueueError, ErrorKind, Headers, Message, MessageId, QueueProducer, Result, observe};
+
+/// How long a message stays away whose dead letter could not be published.
+pub(crate) const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
+
+/// A message handed to a consumer, not yet settled.
+///
+/// Settle it once, with [`ack`](Self::ack), [`nack`](Self::nack), [`nack_after`](Self::nack_after) or
+/// [`dead_letter`](Self::dead_letter); each consumes the delivery, so a second settle does not compile. A delivery
+/// that is dropped unsettled (a panic, an early return, a cancelled task) is nacked in the background, or comes back
+/// when its lease runs out, and counts as a failed attempt either way.
+///
+/// A delivery outlives its consumer: it can be settled after the consumer, or the stream, is gone.
+///
+/// Dropping the future of a settle midway leaves open whether it happened; the message is then either settled or
+/// redelivered, never lost.
+#[must_use = "a delivery that is not settled is redelivered"]
+pub struct Delivery {
+    lease: Arc<dyn Lease>,
+    shared: Arc<Shared>,
+    index: u32,
+    delivery_count: u32,
+    /// What the broker counted; differs from `delivery_count` on a dead letter that has not failed again.
+    broker_count: u32,
+    open: bool,
+    first_failed_at: Option<DateTime<Utc>>,
+}
+
+impl Delivery {
+    /// Wraps what a driver received. It must have been counted in by `in_flight.enter()`.
+    pub(crate) fn new(received: Received, shared: Arc<Shared>) -> Self {
+        let (delivery_count, first_failed_at) = dlq::story(&received);
+        Self {
+            lease: received.lease,
+            shared,
+            index: received.index,
+            delivery_count,
+            broker_count: received.delivery_count,
+            open: true,
+            first_failed_at,
+        }
+    }
+
+    /// The message.
+    #[must_use]
+    pub fn message(&self) -> &Message {
+        self.lease.message(self.index)
+    }
+
+    /// The payload, exactly as it was sent.
+    #[must_use]
+    pub fn payload(&self) -> &Bytes {
+        self.message().payload()
+    }
+
+    /// Decodes the payload from JSON.
+    ///
+    /// # Errors
+    /// [`Serialization`](ErrorKind::Serialization) when the payload is not the JSON of a `T`. The delivery is
+    /// unharmed and waits to be settled.
+    pub fn payload_json<T: DeserializeOwned>(&self) -> Result<T> {
+        self.message().payload_json()
+    }
+
+    /// The value of one header.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.message().header(name)
+    }
+
+    /// All headers.
+    #[must_use]
+    pub fn headers(&self) -> &Headers {
+        self.message().headers()
+    }
+
+    /// The routing key that the message was sent with.
+    #[must_use]
+    pub fn routing_key(&self) -> Option<&str> {
+        self.message().routing_key()
+    }
+
+    /// The deduplication id that the message was sent with.
+    #[must_use]
+    pub fn deduplication_id(&self) -> Option<&str> {
+        self.message().deduplication_id()
+    }
+
+    /// The broker's id of the message.
+    #[must_use]
+    pub fn message_id(&self) -> MessageId {
+        self.lease.message_id(self.index)
+    }
+
+    /// Which attempt this is: 1 on first delivery, one more with every redelivery, whatever its cause.
+    ///
+    /// On a dead letter it is the count of the original, until the dead letter itself fails.
+    #[must_use]
+    pub fn delivery_count(&self) -> u32 {
+        self.delivery_count
+    }
+
+    /// When the first failed attempt ended or was first known; `None` on first delivery.
+    ///
+    /// On a dead letter it is the original's, until the dead letter itself fails.
+    #[must_use]
+    pub fn first_failed_at(&self) -> Option<DateTime<Utc>> {
+        self.first_failed_at
+    }
+
+    /// The message is processed; the broker forgets it.
+    ///
+    /// Acks awaited concurrently are sent together where the broker allows it.
+    ///
+    /// # Errors
+    /// [`LeaseExpired`](ErrorKind::LeaseExpired) when the broker has given the message to somebody else, where it
+    /// can tell; [`ConnectionLost`](ErrorKind::ConnectionLost) and [`Timeout`](ErrorKind::Timeout) when it is open
+    /// whether the broker knows. In each case the message may be delivered again.
+    pub async fn ack(mut self) -> Result<()> {
+        self.open = false;
+        self.lease.ack(self.index).await.map_err(|error| self.stamp(error, "ack"))
+    }
+
+    /// Acks many deliveries at once: one round trip where the broker allows it.
+    ///
+    /// # Errors
+    /// The first failure; the others are acked all the same.
+    pub async fn ack_all(deliveries: impl IntoIterator<Item = Self>) -> Result<()> {
+        let mut deliveries: Vec<Self> = deliveries.into_iter().collect();
+        for delivery in &mut deliveries {
+            delivery.open = false;
+        }
+        let mut indexes = Vec::with_capacity(deliveries.len());
+        let runs: Vec<&[Self]> = deliveries.chunk_by(|a, b| Arc::ptr_eq(&a.lease, &b.lease)).collect();
+        indexes.extend(deliveries.iter().map(|delivery| delivery.index));
+        // Every run is started before any is awaited, so that a backend that coalesces sees them together.
+        let mut from = 0;
+        let mut acks = Vec::with_capacity(runs.len());
+        for run in runs {
+            let to = from + run.len();
+            let ack = match run {
+                [one] => one.lease.ack(one.index),
+                _ => run[0].lease.ack_many(&indexes[from..to]),
+            };
+            acks.push((&run[0], ack));
+            from = to;
+        }
+        let mut first_failure = Ok(());
+        for (delivery, ack) in acks {
+            let outcome = ack.await.map_err(|error| delivery.stamp(error, "ack"));
+            first_failure = first_failure.and(outcome);
+        }
+        first_failure
+    }
+
+    /// The attempt failed: the message is visible again at once, or, after the last allowed attempt, moves to the
+    /// dead letter queue.
+    ///
+    /// # Errors
+    /// As [`ack`](Self::ack). When the dead letter could not be published, its error; the message then stays in its
+    /// queue.
+    pub async fn nack(self) -> Result<()> {
+        self.fail(Duration::ZERO).await
+    }
+
+    /// As [`nack`](Self::nack), but the message is visible again after `delay`. The broker keeps the delay, so it
+    /// survives this process.
+    ///
+    /// # Errors
+    /// As [`nack`](Self::nack).
+    pub async fn nack_after(self, delay: Duration) -> Result<()> {
+        self.fail(delay).await
+    }
+
+    /// Moves the message to the dead letter queue now, with the reason.
+    ///
+    /// # Errors
+    /// [`Unsupported`](ErrorKind::Unsupported) when the consumer was built without a dead letter queue, else as
+    /// [`nack`](Self::nack). The message then stays in its queue and is redelivered.
+    pub async fn dead_letter(mut self, reason: impl AsRef<str>) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let Some(dead_letters) = &shared.dead_letters else {
+            self.open = false;
+            let error = BuqueueError::new(ErrorKind::Unsupported, "the consumer has no dead letter queue");
+            self.lease
+                .nack(self.index, Duration::ZERO)
+                .await
+                .map_err(|error| self.stamp(error, "dead_letter"))?;
+            return Err(self.stamp(error, "dead_letter"));
+        };
+        self.bury(dead_letters, reason.as_ref(), "dead_letter").await
+    }
+
+    /// Sends a dead letter back through `producer`, with its headers, routing key and deduplication id, and acks it
+    /// here. Sent first, acked then: a crash in between duplicates.
+    ///
+    /// The headers that buqueue added are removed, except the count of deaths. The broker's deduplication is
+    /// bypassed, since it would drop the message.
+    ///
+    /// # Errors
+    /// The producer's, in which case the dead letter stays; or the ack's, in which case it may be seen again.
+    pub async fn redrive<P: QueueProducer + ?Sized>(self, producer: &P) -> Result<MessageId> {
+        let id = producer.send(dlq::redriven(self.message())).await?;
+        self.ack().await?;
+        Ok(id)
+    }
+
+    /// Starts the lease again: it now ends `by` from now. Where the broker has no lease, this is `Ok` and does
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`LeaseExpired`](ErrorKind::LeaseExpired) when it is too late; the connection's errors.
+    pub async fn extend_visibility(&self, by: Duration) -> Result<()> {
+        self.lease.extend(self.index, by).await.map_err(|error| self.stamp(error, "extend_visibility"))
+    }
+
+    async fn fail(mut self, after: Duration) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        match &shared.dead_letters {
+            Some(dead_letters)
+                if dlq::after_failure(self.broker_count, dead_letters.max_receive_count)
+                    == Verdict::DeadLetter =>
+            {
+                self.bury(dead_letters, MAX_RECEIVE_COUNT, "nack").await
+            }
+            _ => {
+                self.open = false;
+                self.lease.nack(self.index, after).await.map_err(|error| self.stamp(error, "nack"))
+            }
+        }
+    }
+
+    /// Publish, confirm, then ack. Until it is published the delivery stays open: dropped here, it is nacked.
+    async fn bury(mut self, dead_letters: &DeadLetters, reason: &str, operation: &'static str) -> Result<()> {
+        let published = dead_letters
+            .publish(&Death {
+                message: self.message(),
+                reason,
+                source: &self.shared.source,
+                attempts: self.delivery_count,
+                first_failed_at: self.first_failed_at,
+            })
+            .await;
+        self.open = false;
+        match published {
+            Ok(_) => {
+                self.shared.dead_lettered.fetch_add(1, Ordering::Relaxed);
+                observe::dead_lettered(self.shared.backend, &self.shared.source, self.delivery_count);
+                self.lease.ack(self.index).await.map_err(|error| self.stamp(error, operation))
+            }
+            Err(error) => {
+                observe::dead_letter_failed(self.shared.backend, &self.shared.source, &error);
+                // If this fails too, the lease brings the message back.
+                drop(self.lease.nack(self.index, DEAD_LETTER_RETRY).await);
+                Err(self.stamp(error, operation))
+            }
+        }
+    }
+
+    fn stamp(&self, error: BuqueueError, operation: &'static str) -> BuqueueError {
+        error.at(self.shared.backend, operation)
+    }
+}
+
+/// The reason on dead letters that ran out of attempts.
+pub(crate) const MAX_RECEIVE_COUNT: &str = "max_receive_count reached";
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if self.open {
+            self.shared.abandoned.fetch_add(1, Ordering::Relaxed);
+            observe::abandoned(self.shared.backend, &self.shared.source);
+            self.lease.abandon(self.index);
+        }
+        self.shared.in_flight.leave();
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("message_id", &self.message_id())
+            .field("message", self.message())
+            .field("delivery_count", &self.delivery_count)
+            .field("first_failed_at", &self.first_failed_at)
+            .finish_non_exhaustive()
+    }
+}

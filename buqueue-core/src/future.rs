@@ -1,0 +1,65 @@
+//! The future behind the object-safe traits.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// What the object-safe traits return: a result that is there already, or a boxed future.
+///
+/// Calls that need not wait (an in-memory send, a buffered delivery) cost no allocation this way. Implementors of
+/// [`QueueProducer`](crate::QueueProducer) and [`QueueConsumer`](crate::QueueConsumer) normally write
+/// `QueueFuture::pending(async move { … })`.
+#[must_use = "futures do nothing unless polled"]
+pub struct QueueFuture<'a, T>(State<'a, T>);
+
+enum State<'a, T> {
+    Ready(Option<T>),
+    Pending(Pin<Box<dyn Future<Output = T> + Send + 'a>>),
+}
+
+impl<'a, T> QueueFuture<'a, T> {
+    /// A result that is there already.
+    pub fn ready(value: T) -> Self {
+        Self(State::Ready(Some(value)))
+    }
+
+    /// A result to wait for.
+    pub fn pending(future: impl Future<Output = T> + Send + 'a) -> Self {
+        Self(State::Pending(Box::pin(future)))
+    }
+
+    /// The result if it is there already, else the future back, not yet polled.
+    ///
+    /// # Errors
+    /// The future itself, when there is something to wait for.
+    pub fn into_ready(self) -> Result<T, Self> {
+        match self.0 {
+            State::Ready(Some(value)) => Ok(value),
+            state => Err(Self(state)),
+        }
+    }
+}
+
+impl<T: Unpin> Future for QueueFuture<'_, T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        match &mut self.0 {
+            // Polled again after completion: a bug of the caller, which pending forever would hide.
+            State::Ready(value) => {
+                Poll::Ready(value.take().unwrap_or_else(|| panic!("polled after completion")))
+            }
+            State::Pending(future) => future.as_mut().poll(context),
+        }
+    }
+}
+
+impl<T> fmt::Debug for QueueFuture<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            State::Ready(_) => "QueueFuture::Ready",
+            State::Pending(_) => "QueueFuture::Pending",
+        })
+    }
+}

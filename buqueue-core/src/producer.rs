@@ -1,0 +1,224 @@
+//! Sending: the trait applications see, and the portable layer over a driver.
+
+use std::fmt;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use crate::capability::Capabilities;
+use crate::driver::{Backend, Producer as _};
+use crate::{BuqueueError, ErrorKind, Feature, Message, MessageId, QueueFuture, Result};
+
+/// Sends messages to one queue.
+///
+/// Object-safe, and implemented by [`Producer`] for every backend, by `Box` and by `Arc`. The promises below hold on
+/// every backend, except where [`Capabilities`] says otherwise.
+pub trait QueueProducer: fmt::Debug + Send + Sync + 'static {
+    /// Sends one message; `Ok` means that the broker has taken it.
+    fn send(&self, message: Message) -> QueueFuture<'_, Result<MessageId>>;
+
+    /// Sends one message that becomes visible at `deliver_at`.
+    fn send_at(&self, message: Message, deliver_at: DateTime<Utc>) -> QueueFuture<'_, Result<MessageId>>;
+
+    /// Sends many messages, keeping their order.
+    fn send_batch(&self, messages: Vec<Message>) -> QueueFuture<'_, Result<Vec<MessageId>>>;
+
+    /// What the backend can do.
+    fn capabilities(&self) -> &Capabilities;
+}
+
+/// The producer of a backend whose type is known. Cheap to clone; clones share one connection.
+pub struct Producer<B: Backend> {
+    inner: Arc<Inner<B>>,
+}
+
+struct Inner<B: Backend> {
+    driver: B::Producer,
+    capabilities: Capabilities,
+}
+
+impl<B: Backend> Producer<B> {
+    pub(crate) fn new(driver: B::Producer, capabilities: Capabilities) -> Self {
+        Self { inner: Arc::new(Inner { driver, capabilities }) }
+    }
+
+    /// Sends one message; `Ok` means that the broker has taken it at its strongest ordinary acknowledgement.
+    ///
+    /// Dropping the future midway leaves open whether the message was sent.
+    ///
+    /// # Errors
+    /// [`InvalidMessage`](ErrorKind::InvalidMessage) and [`PayloadTooLarge`](ErrorKind::PayloadTooLarge) before any
+    /// I/O; [`ConnectionLost`](ErrorKind::ConnectionLost), [`Timeout`](ErrorKind::Timeout) when it is open whether
+    /// the broker has the message (send again; give a deduplication id to make that harmless);
+    /// [`Throttled`](ErrorKind::Throttled) when the broker refuses for now; [`NotFound`](ErrorKind::NotFound) when
+    /// no queue took it.
+    pub async fn send(&self, message: Message) -> Result<MessageId> {
+        self.check(&message).map_err(stamp::<B>("send"))?;
+        match self.inner.driver.send_ready(message) {
+            Ok(outcome) => outcome,
+            Err(message) => self.inner.driver.send(message).await,
+        }
+        .map_err(stamp::<B>("send"))
+    }
+
+    /// Sends one message that becomes visible at `deliver_at`: never earlier by the broker's clock, at most a second
+    /// later while a consumer is running. A time that has passed means now.
+    ///
+    /// The schedule is the broker's: it survives the death of this process and of every consumer. Not promised:
+    /// precision to the millisecond, and order among messages that become visible together.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send); [`Unsupported`](ErrorKind::Unsupported) when the time lies beyond the backend's
+    /// horizon.
+    pub async fn send_at(&self, message: Message, deliver_at: DateTime<Utc>) -> Result<MessageId> {
+        self.check(&message).and_then(|()| self.check_horizon(deliver_at)).map_err(stamp::<B>("send_at"))?;
+        self.inner.driver.send_at(message, deliver_at).await.map_err(stamp::<B>("send_at"))
+    }
+
+    /// Sends many messages in as few round trips as the broker allows, keeping their order. Any length, also none.
+    ///
+    /// # Errors
+    /// [`PartialBatch`](ErrorKind::PartialBatch) when at least one message failed; its
+    /// [`outcomes`](BuqueueError::outcomes) tell which. The others were sent.
+    pub async fn send_batch(&self, messages: Vec<Message>) -> Result<Vec<MessageId>> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let verdicts: Vec<Result<()>> = messages.iter().map(|message| self.check(message)).collect();
+        let outcomes = if verdicts.iter().all(Result::is_ok) {
+            self.inner.driver.send_batch(messages).await
+        } else {
+            self.send_valid(messages, verdicts).await
+        };
+        if outcomes.iter().all(Result::is_ok) {
+            return outcomes.into_iter().collect();
+        }
+        let outcomes =
+            outcomes.into_iter().map(|outcome| outcome.map_err(stamp::<B>("send_batch"))).collect();
+        Err(BuqueueError::partial_batch(outcomes).at(B::NAME, "send_batch"))
+    }
+
+    /// Sends the messages that can be sent, and puts each outcome in its place.
+    async fn send_valid(&self, messages: Vec<Message>, verdicts: Vec<Result<()>>) -> Vec<Result<MessageId>> {
+        let valid: Vec<Message> = messages
+            .into_iter()
+            .zip(&verdicts)
+            .filter_map(|(message, verdict)| verdict.is_ok().then_some(message))
+            .collect();
+        let sent = if valid.is_empty() { Vec::new() } else { self.inner.driver.send_batch(valid).await };
+        let mut sent = sent.into_iter();
+        verdicts
+            .into_iter()
+            .map(|verdict| match verdict {
+                Ok(()) => sent.next().unwrap_or_else(|| {
+                    Err(BuqueueError::new(ErrorKind::ConnectionLost, "the backend gave no outcome"))
+                }),
+                Err(error) => Err(error),
+            })
+            .collect()
+    }
+
+    /// What the backend can do.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.inner.capabilities
+    }
+
+    /// Flushes and closes. Other clones can no longer send afterwards.
+    ///
+    /// # Errors
+    /// What could not be flushed.
+    pub async fn close(&self) -> Result<()> {
+        self.inner.driver.close().await.map_err(stamp::<B>("close"))
+    }
+
+    fn check(&self, message: &Message) -> Result<()> {
+        message.validate(self.inner.capabilities.limits())
+    }
+
+    fn check_horizon(&self, deliver_at: DateTime<Utc>) -> Result<()> {
+        self.inner.capabilities.require(Feature::ScheduledDelivery)?;
+        let Some(horizon) = self.inner.capabilities.limits().schedule_horizon else { return Ok(()) };
+        match (deliver_at - Utc::now()).to_std() {
+            Ok(ahead) if ahead > horizon => Err(BuqueueError::new(
+                ErrorKind::Unsupported,
+                format!("deliver_at: {} s ahead, the horizon is {} s", ahead.as_secs(), horizon.as_secs()),
+            )),
+            // A time in the past has no duration and means now.
+            _ => Ok(()),
+        }
+    }
+}
+
+fn stamp<B: Backend>(operation: &'static str) -> impl Fn(BuqueueError) -> BuqueueError {
+    move |error| error.at(B::NAME, operation)
+}
+
+impl<B: Backend> QueueProducer for Producer<B> {
+    fn send(&self, message: Message) -> QueueFuture<'_, Result<MessageId>> {
+        if let Err(error) = self.check(&message) {
+            return QueueFuture::ready(Err(error.at(B::NAME, "send")));
+        }
+        match self.inner.driver.send_ready(message) {
+            Ok(outcome) => QueueFuture::ready(outcome.map_err(stamp::<B>("send"))),
+            Err(message) => {
+                let sent = self.inner.driver.send(message);
+                QueueFuture::pending(async move { sent.await.map_err(stamp::<B>("send")) })
+            }
+        }
+    }
+
+    fn send_at(&self, message: Message, deliver_at: DateTime<Utc>) -> QueueFuture<'_, Result<MessageId>> {
+        QueueFuture::pending(Self::send_at(self, message, deliver_at))
+    }
+
+    fn send_batch(&self, messages: Vec<Message>) -> QueueFuture<'_, Result<Vec<MessageId>>> {
+        QueueFuture::pending(Self::send_batch(self, messages))
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        Self::capabilities(self)
+    }
+}
+
+macro_rules! forward {
+    ($pointer:ident) => {
+        #[deny(clippy::missing_trait_methods)]
+        impl<P: QueueProducer + ?Sized> QueueProducer for $pointer<P> {
+            fn send(&self, message: Message) -> QueueFuture<'_, Result<MessageId>> {
+                (**self).send(message)
+            }
+
+            fn send_at(
+                &self,
+                message: Message,
+                deliver_at: DateTime<Utc>,
+            ) -> QueueFuture<'_, Result<MessageId>> {
+                (**self).send_at(message, deliver_at)
+            }
+
+            fn send_batch(&self, messages: Vec<Message>) -> QueueFuture<'_, Result<Vec<MessageId>>> {
+                (**self).send_batch(messages)
+            }
+
+            fn capabilities(&self) -> &Capabilities {
+                (**self).capabilities()
+            }
+        }
+    };
+}
+
+forward!(Box);
+forward!(Arc);
+
+impl<B: Backend> Clone for Producer<B> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<B: Backend> fmt::Debug for Producer<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Producer").field("backend", &B::NAME).field("driver", &self.inner.driver).finish()
+    }
+}

@@ -1,0 +1,221 @@
+//! What a consumer shares with its deliveries and handles, and how it ends.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::dlq::DeadLetters;
+use crate::driver::Closer;
+use crate::observe;
+
+/// How long closing the driver may take after the drain, so that a dead broker cannot hold a shutdown.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The state that a consumer, its deliveries and its shutdown handles share.
+pub(crate) struct Shared {
+    pub(crate) backend: &'static str,
+    /// The queue, for dead letter headers and telemetry.
+    pub(crate) source: Box<str>,
+    pub(crate) dead_letters: Option<DeadLetters>,
+    pub(crate) in_flight: InFlight,
+    pub(crate) abandoned: AtomicU64,
+    pub(crate) dead_lettered: AtomicU64,
+    stopped: Notify,
+    drain_timeout: Duration,
+    drain_deadline: OnceLock<Instant>,
+    closer: Arc<dyn Closer>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        backend: &'static str,
+        source: String,
+        dead_letters: Option<DeadLetters>,
+        drain_timeout: Duration,
+        closer: Arc<dyn Closer>,
+    ) -> Self {
+        Self {
+            backend,
+            source: source.into_boxed_str(),
+            dead_letters,
+            in_flight: InFlight::default(),
+            abandoned: AtomicU64::new(0),
+            dead_lettered: AtomicU64::new(0),
+            stopped: Notify::new(),
+            drain_timeout,
+            drain_deadline: OnceLock::new(),
+            closer,
+        }
+    }
+
+    /// Whether new deliveries have stopped.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.in_flight.is_closed()
+    }
+
+    /// Runs `future` until it ends or the consumer is stopped, whichever is first; `None` when stopped.
+    ///
+    /// The loser is dropped, so `future` must be cancel-safe.
+    pub(crate) async fn until_stopped<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut stopped = pin!(self.stopped.notified());
+        // Registered before the flag is read, so that a stop in between is not missed.
+        stopped.as_mut().enable();
+        if self.is_stopped() {
+            return None;
+        }
+        Race { future: pin!(future), stopped }.await
+    }
+
+    /// Stops new deliveries, waits for those in flight, closes. Any number of callers may do this at once.
+    pub(crate) async fn finish(&self) {
+        self.in_flight.close();
+        self.stopped.notify_waiters();
+        // The first caller sets the deadline for all of them.
+        let deadline = *self.drain_deadline.get_or_init(|| Instant::now() + self.drain_timeout);
+        // Running out of time is not an error: what is left is redelivered when its lease runs out.
+        drop(timeout_at(deadline, self.in_flight.drained()).await);
+        observe::stopped(self.backend, &self.source, self.in_flight.count());
+        match timeout(CLOSE_TIMEOUT, self.closer.close()).await {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(error)) => observe::close_failed(self.backend, &self.source, &error),
+        }
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("backend", &self.backend)
+            .field("source", &self.source)
+            .field("in_flight", &self.in_flight.count())
+            .field("stopped", &self.is_stopped())
+            .finish_non_exhaustive()
+    }
+}
+
+struct Race<'a, F, S> {
+    future: Pin<&'a mut F>,
+    stopped: Pin<&'a mut S>,
+}
+
+impl<F: Future, S: Future> Future for Race<'_, F, S> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Poll::Ready(output) = self.future.as_mut().poll(context) {
+            return Poll::Ready(Some(output));
+        }
+        self.stopped.as_mut().poll(context).map(|_| None)
+    }
+}
+
+/// How many deliveries are out, and whether more may go out: one atomic, so that each side always sees the other.
+#[derive(Debug, Default)]
+pub(crate) struct InFlight {
+    // Bit 0: closed. The rest: the count.
+    state: AtomicUsize,
+    drained: Notify,
+}
+
+const CLOSED: usize = 1;
+const ONE: usize = 2;
+
+impl InFlight {
+    /// Counts a delivery in; false, and not counted, when closed.
+    pub(crate) fn enter(&self) -> bool {
+        if self.state.fetch_add(ONE, Ordering::AcqRel) & CLOSED == 0 {
+            return true;
+        }
+        self.leave();
+        false
+    }
+
+    /// Counts a delivery out.
+    pub(crate) fn leave(&self) {
+        if self.state.fetch_sub(ONE, Ordering::AcqRel) == ONE | CLOSED {
+            self.drained.notify_waiters();
+        }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.state.load(Ordering::Acquire) / ONE
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.load(Ordering::Acquire) & CLOSED != 0
+    }
+
+    fn close(&self) {
+        self.state.fetch_or(CLOSED, Ordering::AcqRel);
+    }
+
+    async fn drained(&self) {
+        loop {
+            let mut drained = pin!(self.drained.notified());
+            drained.as_mut().enable();
+            if self.count() == 0 {
+                return;
+            }
+            drained.await;
+        }
+    }
+}
+
+/// Stops a consumer from anywhere: from a signal handler, another task, any number of times.
+///
+/// Cheap to clone. Get one from [`Consumer::shutdown_handle`](crate::Consumer::shutdown_handle).
+#[derive(Debug, Clone)]
+pub struct ShutdownHandle {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl ShutdownHandle {
+    /// Stops the consumer and returns when it has stopped.
+    ///
+    /// New deliveries stop at once and waiting receivers wake. Then this waits for the deliveries in flight to be
+    /// settled or dropped, at most for the drain timeout (default 30 s, counted from the first call), hands what
+    /// was fetched and not handed out back to the broker, and closes. Deliveries that are still out after the drain
+    /// timeout stay valid; what is never settled is redelivered when its lease runs out.
+    ///
+    /// Idempotent, callable from several tasks at once. It does not need the consumer or its stream to be polled.
+    /// Dropping the future leaves the consumer stopped; a later call finishes the rest.
+    pub async fn shutdown(&self) {
+        self.shared.finish().await;
+    }
+
+    /// Whether [`shutdown`](Self::shutdown) has been called.
+    #[must_use]
+    pub fn is_shutting_down(&self) -> bool {
+        self.shared.is_stopped()
+    }
+
+    /// How many deliveries are handed out and not settled.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.shared.in_flight.count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_enters_after_close() {
+        let in_flight = InFlight::default();
+        assert!(in_flight.enter());
+        in_flight.close();
+        assert!(!in_flight.enter());
+        assert_eq!(in_flight.count(), 1);
+        in_flight.leave();
+        assert_eq!(in_flight.count(), 0);
+        assert!(in_flight.is_closed());
+    }
+}
