@@ -1,7 +1,7 @@
 //! Processes that outlive the command: started detached, remembered in pid files, ended by pid.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -251,7 +251,6 @@ pub fn output(command: &mut Command) -> Result<String> {
 
 /// As [`output`], with `input` given to the command's standard input.
 pub fn output_with_input(command: &mut Command, input: &str) -> Result<String> {
-    use std::io::Write;
     let line = line_of(command);
     let mut child: Child = command
         .stdin(Stdio::piped())
@@ -315,7 +314,8 @@ pub fn retry_for<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> 
 pub fn say(line: &str) {
     static OUT: Mutex<()> = Mutex::new(());
     let _guard = OUT.lock();
-    println!("{line}");
+    // A reader that had enough (`| head`) is no reason to panic.
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 /// As [`say`], to standard error: for progress that is not the command's result.

@@ -7,9 +7,14 @@
 //! What runs is recorded in `.brokers/run/NAME/`, so that `up` can be repeated and `down` ends
 //! nothing but what `up` started.
 
+mod java;
+mod kafka;
+mod nats;
 mod net;
 mod packages;
+mod rabbitmq;
 mod redis;
+mod sqs;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -87,8 +92,17 @@ trait Broker: Sync {
     fn prove(&self, cache: &Path, endpoints: &[Endpoint]) -> Result<Vec<String>>;
 }
 
-const BROKERS: &[&dyn Broker] =
-    &[&redis::PLAIN, &redis::AUTH, &redis::TLS, &redis::SENTINEL, &redis::CLUSTER];
+const BROKERS: &[&dyn Broker] = &[
+    &redis::PLAIN,
+    &nats::NATS,
+    &rabbitmq::RABBITMQ,
+    &kafka::KAFKA,
+    &sqs::SQS,
+    &redis::AUTH,
+    &redis::TLS,
+    &redis::SENTINEL,
+    &redis::CLUSTER,
+];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
@@ -318,12 +332,9 @@ fn down(names: &[&str]) -> Result<()> {
             run.stop(service, false)?;
         }
         if run.path(CONTAINER).exists() {
-            let mut arguments = vec!["rm", "--stop", "--force"];
-            if wipe {
-                arguments.push("--volumes");
-            }
-            arguments.push(broker.name());
-            output(&mut workspace.compose(&arguments))?;
+            // As with processes, the data stays unless it is to go.
+            let arguments: &[&str] = if wipe { &["rm", "--stop", "--force", "--volumes"] } else { &["stop"] };
+            output(workspace.compose(arguments).arg(broker.name()))?;
             fs::remove_file(run.path(CONTAINER))?;
             ended.push("container".to_owned());
         }

@@ -45,11 +45,6 @@ impl Address {
     pub fn first(&self) -> Result<(&str, u16)> {
         self.hosts.first().map(|(host, port)| (host.as_str(), *port)).ok_or_else(|| Error::new("no host"))
     }
-
-    pub fn connect(&self) -> Result<TcpStream> {
-        let (host, port) = self.first()?;
-        connect(host, port)
-    }
 }
 
 /// Connects with a time limit on the connection and on every later read and write.
@@ -120,4 +115,61 @@ impl Resp {
         }
         Ok(())
     }
+}
+
+/// One HTTP request; returns the status and the body.
+pub fn http(
+    address: &Address,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Result<(u16, String)> {
+    let (host, port) = address.first()?;
+    let mut stream = connect(host, port)?;
+    // Version 1.0: the answer ends with the connection, never in chunks.
+    let mut request =
+        format!("{method} {path} HTTP/1.0\r\nHost: {host}:{port}\r\nContent-Length: {}\r\n", body.len());
+    for (name, value) in headers {
+        request.push_str(&format!("{name}: {value}\r\n"));
+    }
+    if let (Some(user), Some(password)) = (&address.user, &address.password) {
+        request.push_str(&format!(
+            "Authorization: Basic {}\r\n",
+            base64(format!("{user}:{password}").as_bytes())
+        ));
+    }
+    request.push_str("\r\n");
+    request.push_str(body);
+    stream.write_all(request.as_bytes())?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    let answer = String::from_utf8_lossy(&bytes);
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else { bail!("not an HTTP answer: {answer}") };
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    let Some(status) = status else { bail!("not an HTTP answer: {head}") };
+    Ok((status, body.to_owned()))
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let group = chunk.iter().fold(0_usize, |group, byte| group << 8 | usize::from(*byte))
+            << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            text.push(if place <= chunk.len() {
+                char::from(LETTERS[group >> (18 - 6 * place) & 63])
+            } else {
+                '='
+            });
+        }
+    }
+    text
+}
+
+/// The text of a field in a JSON answer: enough for the flat answers that brokers give.
+pub fn json_text<'a>(json: &'a str, field: &str) -> Option<&'a str> {
+    let (_, rest) = json.split_once(&format!("\"{field}\""))?;
+    rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?.split('"').next()
 }

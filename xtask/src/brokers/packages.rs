@@ -178,3 +178,22 @@ fn system_mirror() -> Result<String> {
         .or_else(|| of("/etc/apt/sources.list", "deb "))
         .ok_or_else(|| Error::new("the system's package sources name no mirror"))
 }
+
+/// Installs packages that would not run from a folder; they bring no services that could start.
+pub fn install_in_system(packages: &[&str]) -> Result<()> {
+    let wanted = packages.join(" ");
+    need_apt(&wanted)?;
+    if output(Command::new("id").arg("-u"))?.trim() != "0" {
+        bail!("missing packages, which only root may install: {wanted}");
+    }
+    installing(&wanted);
+    retried(
+        || {
+            let mut command = Command::new("apt-get");
+            command.env("DEBIAN_FRONTEND", "noninteractive");
+            command.args(["-o", "Acquire::Retries=3", "install", "--yes", "--no-install-recommends"]);
+            output(command.args(packages)).map(drop)
+        },
+        refresh_system_index,
+    )
+}

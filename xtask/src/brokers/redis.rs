@@ -140,7 +140,7 @@ impl Broker for Redis {
                 ];
                 for (name, port) in SENTINELS {
                     let text = format!(
-                        "bind 127.0.0.1\nport {port}\ndir {}\n\
+                        "bind 127.0.0.1\nport {port}\ndir \"{}\"\n\
                          sentinel monitor {SERVICE} 127.0.0.1 {PRIMARY_PORT} 2\n\
                          sentinel down-after-milliseconds {SERVICE} 1000\n\
                          sentinel failover-timeout {SERVICE} 5000\n",
@@ -162,23 +162,22 @@ impl Broker for Redis {
         }
     }
 
-    fn started(&self, _run: &Run, service: &str) -> Result<()> {
-        // A replica in step before the first sentinel looks saves the seconds until it looks again.
-        if self.setup == Setup::Sentinel && service == "replica" {
-            let _ = retry_for(Duration::from_secs(10), || {
-                for port in [PRIMARY_PORT, REPLICA_PORT] {
-                    let info = Resp::connect("127.0.0.1", port)?.call(&["INFO", "replication"])?;
-                    if info.contains("master_link_status:up") {
-                        return Ok(());
-                    }
-                }
-                bail!("the replica is not in step")
-            });
+    fn started(&self, run: &Run, service: &str) -> Result<()> {
+        // A replica in step before the first sentinel ever looks saves the ten seconds until it looks again.
+        if self.setup == Setup::Sentinel && service == "replica" && !run.path("replica-known").exists() {
+            in_step(PRIMARY_PORT);
+            run.write("replica-known", "")?;
         }
         Ok(())
     }
 
-    fn join(&self, cache: &Path, _run: &Run) -> Result<()> {
+    fn join(&self, cache: &Path, run: &Run) -> Result<()> {
+        if self.setup == Setup::Sentinel {
+            // After a failover the old primary is made a replica only after a while.
+            if let Ok((_, port)) = primary(&Address::parse(&self.endpoints(run)[0].value, 0)?) {
+                in_step(port);
+            }
+        }
         if self.setup != Setup::Cluster {
             return Ok(());
         }
@@ -303,6 +302,14 @@ impl Redis {
         }
         output_with_input(&mut command, input)
     }
+}
+
+/// Waits, as long as is reasonable, until the primary has a replica that follows it.
+fn in_step(primary: u16) {
+    let _ = retry_for(Duration::from_secs(15), || {
+        let info = Resp::connect("127.0.0.1", primary)?.call(&["INFO", "replication"])?;
+        if info.contains("state=online") { Ok(()) } else { bail!("no replica is in step") }
+    });
 }
 
 /// Where the sentinels say that the primary is.

@@ -1,0 +1,281 @@
+//! NATS with JetStream, new enough (2.12) for scheduled messages.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::net::{Address, connect, json_text};
+use super::packages::Unpacked;
+use super::{Broker, Endpoint, installing};
+use crate::error::{Context, Error, Result, bail};
+use crate::process::{Run, Service, find_program, output};
+
+pub struct Nats;
+
+pub const NATS: Nats = Nats;
+
+const PORT: u16 = 44222;
+const MONITOR_PORT: u16 = 48222;
+const OLDEST: (u32, u32) = (2, 12);
+/// For machines that are no Debian but have Go.
+const MODULE: &str = "github.com/nats-io/nats-server/v2@v2.12.0";
+
+impl Broker for Nats {
+    fn name(&self) -> &'static str {
+        "nats"
+    }
+
+    fn endpoints(&self, _run: &Run) -> Vec<Endpoint> {
+        vec![Endpoint { variable: "BUQUEUE_TEST_NATS", value: format!("nats://127.0.0.1:{PORT}") }]
+    }
+
+    fn install(&self, cache: &Path) -> Result<()> {
+        if server(cache).is_some() {
+            return Ok(());
+        }
+        // The testing suite's package needs nothing but a C library that any Debian of today has.
+        let Err(error) =
+            Unpacked::of_suite(cache, "nats", "forky", &["nats-server"]).and_then(|_| check(cache))
+        else {
+            return Ok(());
+        };
+        if find_program("go").is_none() {
+            return Err(error);
+        }
+        installing(MODULE);
+        let folder = cache.join("go");
+        fs::create_dir_all(&folder)?;
+        output(Command::new("go").args(["install", MODULE]).env("GOBIN", &folder))?;
+        check(cache)
+    }
+
+    fn services(&self, cache: &Path, run: &Run) -> Result<Vec<Service>> {
+        let Some(program) = server(cache) else { bail!("no nats-server") };
+        let config = format!(
+            "listen: 127.0.0.1:{PORT}\nhttp: 127.0.0.1:{MONITOR_PORT}\nserver_name: buqueue\n\
+             jetstream {{ store_dir: \"{}\" }}\n",
+            run.folder("data")?.display()
+        );
+        let mut command = Command::new(program);
+        command.arg("--config").arg(run.write("nats.conf", &config)?).current_dir(&run.dir);
+        Ok(vec![Service { name: "nats", command, ports: vec![PORT, MONITOR_PORT] }])
+    }
+
+    fn probe(&self, _cache: &Path, endpoints: &[Endpoint]) -> Result<String> {
+        let mut client = Client::connect(endpoints)?;
+        // The port opens before JetStream has read its data.
+        client.api("INFO", "")?;
+        Ok(client.version)
+    }
+
+    fn prove(&self, _cache: &Path, endpoints: &[Endpoint]) -> Result<Vec<String>> {
+        let mut client = Client::connect(endpoints)?;
+        let stream = "BUQUEUE_PROVE";
+        let mut lines = Vec::new();
+        let _ = client.api(&format!("STREAM.DELETE.{stream}"), "");
+        client.api(
+            &format!("STREAM.CREATE.{stream}"),
+            &format!(
+                "{{\"name\":\"{stream}\",\"subjects\":[\"buqueue.prove.>\"],\"storage\":\"file\",\
+                 \"allow_msg_schedules\":true,\"allow_msg_ttl\":true}}"
+            ),
+        )?;
+        client.api(
+            &format!("CONSUMER.CREATE.{stream}.reader"),
+            &format!(
+                "{{\"stream_name\":\"{stream}\",\"config\":{{\"name\":\"reader\",\"durable_name\":\"reader\",\
+                 \"ack_policy\":\"explicit\",\"filter_subjects\":[\"buqueue.prove.now\",\"buqueue.prove.later\"]}}}}"
+            ),
+        )?;
+        let published = client.request("buqueue.prove.now", &[], "hello from nats")?;
+        lines.push(format!("published to buqueue.prove.now, stream says {}", published.body));
+        let received = client.next(stream)?;
+        lines.push(format!("received on {}: {}", received.subject, received.body));
+        if received.body != "hello from nats" {
+            bail!("another message came back: {}", received.body);
+        }
+        client.publish(&received.reply, &[], "+ACK")?;
+
+        let due = SystemTime::now() + Duration::from_secs(1);
+        let begin = Instant::now();
+        let at = format!("@at {}", rfc3339(due));
+        let headers = [("Nats-Schedule", at.as_str()), ("Nats-Schedule-Target", "buqueue.prove.later")];
+        let published = client.request("buqueue.prove.schedule", &headers, "hello from the future")?;
+        lines.push(format!("scheduled {at}, stream says {}", published.body));
+        let received = client.next(stream)?;
+        let waited = begin.elapsed();
+        lines.push(format!(
+            "received on {} after {:.3} s: {}",
+            received.subject,
+            waited.as_secs_f64(),
+            received.body
+        ));
+        if received.subject != "buqueue.prove.later" || waited < Duration::from_millis(900) {
+            bail!("the schedule was not kept: {}", lines.join("; "));
+        }
+        client.publish(&received.reply, &[], "+ACK")?;
+        client.api(&format!("STREAM.DELETE.{stream}"), "")?;
+        Ok(lines)
+    }
+}
+
+/// The first server on this machine that is new enough.
+fn server(cache: &Path) -> Option<PathBuf> {
+    let unpacked = Unpacked::find(cache, "nats").map(|unpacked| unpacked.path("usr/sbin/nats-server"));
+    [find_program("nats-server"), unpacked, Some(cache.join("go/nats-server"))]
+        .into_iter()
+        .flatten()
+        .find(|program| program.is_file() && version_of(program).is_some_and(|version| version >= OLDEST))
+}
+
+fn check(cache: &Path) -> Result<()> {
+    server(cache)
+        .map(drop)
+        .ok_or_else(|| Error::new("the nats-server that was found is too old or does not run"))
+}
+
+fn version_of(program: &Path) -> Option<(u32, u32)> {
+    let text = output(Command::new(program).arg("--version")).ok()?;
+    let mut numbers = text.trim().rsplit_once('v')?.1.split('.').map(str::parse::<u32>);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+struct Message {
+    subject: String,
+    reply: String,
+    body: String,
+}
+
+/// A connection that speaks the NATS text protocol.
+struct Client {
+    stream: BufReader<TcpStream>,
+    version: String,
+}
+
+const INBOX: &str = "_INBOX.buqueue.xtask";
+
+impl Client {
+    fn connect(endpoints: &[Endpoint]) -> Result<Self> {
+        let Some(endpoint) = endpoints.first() else { bail!("no endpoint") };
+        let address = Address::parse(&endpoint.value, 4222)?;
+        let (host, port) = address.first()?;
+        let mut stream = BufReader::new(connect(host, port)?);
+        let mut info = String::new();
+        stream.read_line(&mut info)?;
+        let Some(version) = json_text(&info, "version").filter(|_| info.starts_with("INFO ")) else {
+            bail!("no NATS server: {info}")
+        };
+        let mut client = Self { version: version.to_owned(), stream };
+        let credentials = match (&address.user, &address.password) {
+            (Some(user), Some(password)) => format!(",\"user\":\"{user}\",\"pass\":\"{password}\""),
+            (Some(token), None) => format!(",\"auth_token\":\"{token}\""),
+            _ => String::new(),
+        };
+        client.write(&format!(
+            "CONNECT {{\"verbose\":false,\"pedantic\":false,\"headers\":true,\"lang\":\"rust\",\"version\":\"0\"\
+             {credentials}}}\r\nSUB {INBOX} 1\r\n"
+        ))?;
+        Ok(client)
+    }
+
+    fn write(&mut self, text: &str) -> Result<()> {
+        self.stream.get_mut().write_all(text.as_bytes())?;
+        Ok(())
+    }
+
+    fn publish(&mut self, subject: &str, headers: &[(&str, &str)], body: &str) -> Result<()> {
+        self.send(subject, "", headers, body)
+    }
+
+    fn send(&mut self, subject: &str, reply: &str, headers: &[(&str, &str)], body: &str) -> Result<()> {
+        if headers.is_empty() {
+            return self.write(&format!("PUB {subject} {reply} {}\r\n{body}\r\n", body.len()));
+        }
+        let mut head = String::from("NATS/1.0\r\n");
+        for (name, value) in headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        head.push_str("\r\n");
+        let total = head.len() + body.len();
+        self.write(&format!("HPUB {subject} {reply} {} {total}\r\n{head}{body}\r\n", head.len()))
+    }
+
+    /// Publishes and waits for the answer.
+    fn request(&mut self, subject: &str, headers: &[(&str, &str)], body: &str) -> Result<Message> {
+        self.send(subject, INBOX, headers, body)?;
+        let answer = self.receive()?;
+        if answer.body.contains("\"error\":") {
+            bail!("{subject}: {}", answer.body);
+        }
+        Ok(answer)
+    }
+
+    fn api(&mut self, call: &str, body: &str) -> Result<Message> {
+        self.request(&format!("$JS.API.{call}"), &[], body)
+    }
+
+    fn next(&mut self, stream: &str) -> Result<Message> {
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.reader");
+        self.send(&subject, INBOX, &[], "{\"batch\":1,\"expires\":4000000000}")?;
+        self.receive()
+    }
+
+    fn receive(&mut self) -> Result<Message> {
+        loop {
+            let mut line = String::new();
+            if self.stream.read_line(&mut line).context(|| "no answer".to_owned())? == 0 {
+                bail!("the connection was closed");
+            }
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words[..] {
+                ["PING"] => self.write("PONG\r\n")?,
+                ["-ERR", ..] => bail!("{}", line.trim()),
+                ["MSG", subject, _, ref rest @ ..] => {
+                    let (reply, sizes) = if rest.len() > 1 { (rest[0], &rest[1..]) } else { ("", rest) };
+                    return self.message(subject, reply, "0", sizes.first().copied().unwrap_or_default());
+                }
+                ["HMSG", subject, _, ref rest @ ..] => {
+                    let (reply, sizes) = if rest.len() > 2 { (rest[0], &rest[1..]) } else { ("", rest) };
+                    let [head, total] = sizes[..] else { bail!("not a message: {line}") };
+                    return self.message(subject, reply, head, total);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn message(&mut self, subject: &str, reply: &str, head: &str, total: &str) -> Result<Message> {
+        let head: usize = head.parse().context(|| "the size of a message's headers".to_owned())?;
+        let total: usize = total.parse().context(|| "the size of a message".to_owned())?;
+        let mut bytes = vec![0; total + 2];
+        self.stream.read_exact(&mut bytes)?;
+        bytes.truncate(total);
+        let headers = String::from_utf8_lossy(&bytes[..head]).into_owned();
+        // A status instead of a message: nobody listens, or nothing came in time.
+        if let Some(status) = headers.lines().next().and_then(|line| line.strip_prefix("NATS/1.0 ")) {
+            bail!("{status}");
+        }
+        let body = String::from_utf8_lossy(&bytes[head..]).into_owned();
+        Ok(Message { subject: subject.to_owned(), reply: reply.to_owned(), body })
+    }
+}
+
+/// A time as NATS wants it, such as `2030-01-31T12:00:00.123Z`.
+fn rfc3339(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (seconds, millis) = (since.as_secs(), since.subsec_millis());
+    // Days since the first of March of the year 0, where leap days come last in their year.
+    let days = seconds / 86_400 + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let date = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{year:04}-{month:02}-{date:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
