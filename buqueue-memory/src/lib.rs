@@ -1,1 +1,46 @@
-//! See the repository README.
+//! The in-memory backend of buqueue: the readable reference of the contract, for tests and small programs.
+//!
+//! | buqueue | in memory |
+//! |---|---|
+//! | queue | a name inside a [`MemoryBroker`]; cloning a [`MemoryConfig`] shares the broker |
+//! | routing key, headers, deduplication id | kept with the message |
+//! | lease | per delivery, from hand-over; default 30 s |
+//! | `nack` | back to the head of the queue, at once |
+//! | `nack_after`, `send_at` | kept by the queue until due, to the millisecond; any horizon |
+//! | `deduplication_id` | remembered for at least the window, at most twice as long; default 5 min |
+//! | capacity | `send` waits while the queue is full; default 1 048 576 messages |
+//!
+//! Time comes from tokio's clock, so a test that pauses time drives schedules, leases and timeouts.
+//!
+//! There is no background task and no task per message: whoever waits for messages also watches the clock.
+//!
+//! Not promised: anything after the process ends. A queue has one group of consumers, which share its messages.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), buqueue_core::BuqueueError> {
+//! use buqueue_core::Message;
+//! use buqueue_memory::{MemoryBackend, MemoryConfig};
+//!
+//! let (producer, mut consumer) = MemoryBackend::builder(MemoryConfig::default()).build_pair().await?;
+//! producer.send(Message::new("hello")).await?;
+//! let delivery = consumer.receive().await?;
+//! assert_eq!(delivery.payload(), "hello");
+//! delivery.ack().await?;
+//! # Ok(()) }
+//! ```
+
+mod backend;
+mod broker;
+mod config;
+mod consumer;
+mod dedup;
+mod lease;
+mod producer;
+mod queue;
+mod schedule;
+
+pub use backend::MemoryBackend;
+pub use broker::MemoryBroker;
+pub use config::MemoryConfig;
+pub use consumer::MemoryConsumer;
+pub use producer::MemoryProducer;

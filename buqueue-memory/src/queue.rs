@@ -1,0 +1,510 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use buqueue_core::{Message, MessageId};
+use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::dedup::Dedup;
+use crate::lease::Chunk;
+use crate::schedule::Schedule;
+
+/// Messages wait in blocks, and a busy consumer leases a whole block under one short lock.
+pub(crate) const BLOCK: usize = 64;
+/// A block is closed early when its payloads reach this. A block's payloads are freed together, so it bounds what an
+/// acked message can keep alive.
+const BLOCK_BYTES: usize = 64 * 1024;
+/// Empty blocks kept for reuse.
+const SPARES: usize = 4;
+
+/// One message, from send to ack. It is built in a block and never leaves it until it is settled.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    pub(crate) message: Message,
+    /// `None` until an attempt has failed.
+    pub(crate) failures: Option<Box<Failures>>,
+    pub(crate) id: u64,
+    /// The lease's state; see `lease.rs`. Unused while the message waits.
+    pub(crate) state: AtomicU64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Failures {
+    pub(crate) count: u32,
+    pub(crate) first_at: DateTime<Utc>,
+}
+
+impl Slot {
+    pub(crate) fn new(message: Message, id: u64) -> Self {
+        Self { message, failures: None, id, state: AtomicU64::new(0) }
+    }
+
+    /// The same message for another attempt. The copy shares the payload.
+    pub(crate) fn again(&self, failures: Option<Box<Failures>>) -> Self {
+        Self { message: self.message.clone(), failures, id: self.id, state: AtomicU64::new(0) }
+    }
+
+    /// The failures including one that became known now.
+    pub(crate) fn failed(&self, now: DateTime<Utc>) -> Option<Box<Failures>> {
+        let failures = match &self.failures {
+            Some(failures) => Failures { count: failures.count.saturating_add(1), ..**failures },
+            None => Failures { count: 1, first_at: now },
+        };
+        Some(Box::new(failures))
+    }
+}
+
+pub(crate) type Block = VecDeque<Slot>;
+
+/// One queue, shared by its producers, its consumers and the leases they hold.
+///
+/// Time is milliseconds since the queue was made, by tokio's clock.
+pub(crate) struct Queue {
+    state: Mutex<State>,
+    started: Instant,
+    started_at: DateTime<Utc>,
+    capacity: usize,
+    deduplication_window: Duration,
+    /// Wakes one waiting consumer.
+    ready: Notify,
+    /// Wakes one waiting producer.
+    space: Notify,
+    pub(crate) consumers_waiting: AtomicUsize,
+    /// Some waiting consumer wakes at this time by itself, so that not all of them do. `u64::MAX`: none. Raised to
+    /// `MAX` by anybody, lowered only under the lock.
+    armed: AtomicU64,
+    /// Whether messages are ready, for a look without the lock.
+    ready_hint: AtomicBool,
+    producers_waiting: AtomicUsize,
+    next_consumer: AtomicU64,
+}
+
+/// What the lock guards. No method of it waits.
+pub(crate) struct State {
+    blocks: VecDeque<Block>,
+    /// How many messages are in `blocks`.
+    ready: usize,
+    /// Payload bytes in the last block.
+    tail_bytes: usize,
+    spares: Vec<Block>,
+    schedule: Schedule,
+    dedup: Dedup,
+    next_id: u64,
+    /// Every chunk that has an unsettled message; a chunk knows its place.
+    chunks: Vec<Option<Arc<Chunk>>>,
+    free_places: Vec<usize>,
+    /// No lease ends before this.
+    next_lease_end: u64,
+    /// A consumer was woken and has not looked yet: at most one, whoever comes next passes it on.
+    wake_pending: bool,
+    /// How many consumers may have messages leased ahead, for others to take.
+    pub(crate) leased_ahead: usize,
+}
+
+/// What the queue answers to a send.
+pub(crate) enum Sent {
+    Ok(MessageId),
+    Full(Message),
+}
+
+impl Queue {
+    pub(crate) fn new(capacity: usize, deduplication_window: Duration) -> Self {
+        Self {
+            state: Mutex::new(State {
+                blocks: VecDeque::new(),
+                ready: 0,
+                tail_bytes: 0,
+                spares: Vec::new(),
+                schedule: Schedule::default(),
+                dedup: Dedup::new(deduplication_window),
+                next_id: 1,
+                chunks: Vec::new(),
+                free_places: Vec::new(),
+                next_lease_end: u64::MAX,
+                wake_pending: false,
+                leased_ahead: 0,
+            }),
+            started: Instant::now(),
+            started_at: Utc::now(),
+            capacity,
+            deduplication_window,
+            ready: Notify::new(),
+            space: Notify::new(),
+            consumers_waiting: AtomicUsize::new(0),
+            armed: AtomicU64::new(u64::MAX),
+            ready_hint: AtomicBool::new(false),
+            producers_waiting: AtomicUsize::new(0),
+            next_consumer: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    pub(crate) fn deduplication_window(&self) -> Duration {
+        self.deduplication_window
+    }
+
+    pub(crate) fn new_consumer(&self) -> u64 {
+        self.next_consumer.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The largest chunk a consumer leases ahead of need: small beside the capacity, so that a full queue stays full.
+    pub(crate) fn chunk_max(&self) -> usize {
+        (self.capacity / 16).clamp(1, BLOCK)
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic under the lock can only come from a failed allocation; the state is whole between statements.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        u64::try_from((Instant::now() - self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn instant(&self, time: u64) -> Instant {
+        self.started + Duration::from_millis(time)
+    }
+
+    /// Wall-clock time that moves with tokio's clock.
+    pub(crate) fn wall(&self, time: u64) -> DateTime<Utc> {
+        self.started_at + Duration::from_millis(time)
+    }
+
+    /// When a wall-clock time comes, rounded up: never early.
+    pub(crate) fn due(&self, at: DateTime<Utc>) -> u64 {
+        let ahead = (at - Utc::now()).to_std().unwrap_or_default();
+        let due = (Instant::now() - self.started) + ahead;
+        u64::try_from(due.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+    }
+
+    /// Takes the message unless the queue is full.
+    pub(crate) fn try_send(&self, message: Message) -> Sent {
+        // The clock is read only for what needs it.
+        let now = message.broker_deduplication_id().map(|_| self.now());
+        let mut state = self.lock();
+        if state.len() >= self.capacity {
+            return Sent::Full(message);
+        }
+        if let (Some(id), Some(now)) = (message.broker_deduplication_id(), now)
+            && let Some(first) = state.dedup.seen(id, now)
+        {
+            return Sent::Ok(first);
+        }
+        let id = state.push_new(message, now);
+        self.wake_consumer(state);
+        Sent::Ok(MessageId::from(id))
+    }
+
+    /// Takes messages off the front of `messages` until the queue is full.
+    pub(crate) fn try_send_many(&self, messages: &mut std::vec::IntoIter<Message>, ids: &mut Vec<MessageId>) {
+        let now = self.now();
+        let mut state = self.lock();
+        while state.len() < self.capacity {
+            let Some(message) = messages.next() else { break };
+            let seen = message.broker_deduplication_id().and_then(|id| state.dedup.seen(id, now));
+            ids.push(seen.unwrap_or_else(|| MessageId::from(state.push_new(message, Some(now)))));
+        }
+        self.wake_consumer(state);
+    }
+
+    /// Takes the message for later unless the queue is full.
+    pub(crate) fn try_schedule(&self, message: Message, due: u64) -> Sent {
+        let now = self.now();
+        let mut state = self.lock();
+        if state.len() >= self.capacity {
+            return Sent::Full(message);
+        }
+        if let Some(first) = message.broker_deduplication_id().and_then(|id| state.dedup.seen(id, now)) {
+            return Sent::Ok(first);
+        }
+        let id = if due <= now {
+            state.push_new(message, Some(now))
+        } else {
+            let id = state.number(&message, Some(now));
+            state.schedule.insert(due, Slot::new(message, id));
+            id
+        };
+        self.wake_consumer(state);
+        Sent::Ok(MessageId::from(id))
+    }
+
+    /// Waits until there may be space. Wakes are passed on by whoever finds more space than it needs.
+    pub(crate) async fn space(&self) {
+        let _waiting = Waiting::enter(&self.producers_waiting);
+        let space = self.space.notified();
+        // Looked at after the wait is announced, so that no wake is missed.
+        if self.lock().len() < self.capacity {
+            return;
+        }
+        space.await;
+    }
+
+    /// Tells a waiting producer that there may be space.
+    pub(crate) fn wake_producer(&self) {
+        if self.producers_waiting.load(Ordering::SeqCst) > 0 {
+            self.space.notify_one();
+        }
+    }
+
+    /// Releases the lock and wakes a waiting consumer if there is something for one: a message, or an earlier time
+    /// to wake at.
+    pub(crate) fn wake_consumer(&self, mut state: MutexGuard<'_, State>) {
+        let ready = state.ready > 0;
+        self.ready_hint.store(ready, Ordering::Relaxed);
+        let news = ready || state.next_look() < self.armed.load(Ordering::SeqCst);
+        if !news || state.wake_pending || self.consumers_waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        state.wake_pending = true;
+        drop(state);
+        self.ready.notify_one();
+    }
+
+    /// Whether a look at the queue is likely to find a message.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready_hint.load(Ordering::Relaxed)
+    }
+
+    pub(crate) async fn woken(&self) {
+        self.ready.notified().await;
+    }
+
+    /// Takes on watching the clock, if nobody watches it closely enough: the time to wake at.
+    pub(crate) fn arm(&self, state: &State) -> Option<u64> {
+        let next = state.next_look();
+        if next >= self.armed.load(Ordering::SeqCst) {
+            return None;
+        }
+        self.armed.store(next, Ordering::SeqCst);
+        Some(next)
+    }
+
+    /// Stops watching the clock; somebody else has to, if anybody waits.
+    pub(crate) fn disarm(&self, at: u64) {
+        let mine = self.armed.compare_exchange(at, u64::MAX, Ordering::SeqCst, Ordering::SeqCst).is_ok();
+        // One of those who wait is the caller.
+        if mine && self.consumers_waiting.load(Ordering::SeqCst) > 1 {
+            self.ready.notify_one();
+        }
+    }
+
+    /// Puts a message that was handed out back to the head of the queue.
+    pub(crate) fn put_back(&self, slot: Slot) {
+        let mut state = self.lock();
+        state.push_front(slot);
+        self.wake_consumer(state);
+    }
+
+    /// Keeps a failed message away until `due`.
+    pub(crate) fn put_back_later(&self, slot: Slot, due: u64) {
+        let mut state = self.lock();
+        state.schedule.insert(due, slot);
+        self.wake_consumer(state);
+    }
+
+    /// A lease now ends at `end`, perhaps earlier than it did.
+    pub(crate) fn lease_ends(&self, end: u64) {
+        let mut state = self.lock();
+        state.next_lease_end = state.next_lease_end.min(end);
+        self.wake_consumer(state);
+    }
+
+    /// Hands what a consumer leased and did not hand out back to the queue, in order.
+    pub(crate) fn return_unread(&self, consumer: u64) {
+        let mut state = self.lock();
+        let chunks: Vec<_> =
+            state.chunks.iter().flatten().filter(|chunk| chunk.consumer == consumer).cloned().collect();
+        for chunk in chunks.into_iter().rev() {
+            let unread = chunk.take_unread();
+            let count = unread.len();
+            for index in unread.rev() {
+                let slot = &chunk.slots[index];
+                state.push_front(slot.again(slot.failures.clone()));
+            }
+            if chunk.close(count) {
+                state.forget(&chunk);
+            }
+        }
+        self.wake_consumer(state);
+    }
+}
+
+impl State {
+    /// Messages that count against the capacity.
+    fn len(&self) -> usize {
+        self.ready + self.schedule.len()
+    }
+
+    pub(crate) fn ready(&self) -> usize {
+        self.ready
+    }
+
+    /// Numbers a message and remembers its deduplication id.
+    fn number(&mut self, message: &Message, now: Option<u64>) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        if let (Some(dedup), Some(now)) = (message.broker_deduplication_id(), now) {
+            self.dedup.remember(dedup, id, now);
+        }
+        id
+    }
+
+    fn push_new(&mut self, message: Message, now: Option<u64>) -> u64 {
+        let id = self.number(&message, now);
+        self.push_back(Slot::new(message, id));
+        id
+    }
+
+    fn push_back(&mut self, slot: Slot) {
+        self.ready += 1;
+        let bytes = slot.message.payload().len();
+        if self.tail_bytes < BLOCK_BYTES
+            && let Some(tail) = self.blocks.back_mut().filter(|tail| tail.len() < BLOCK)
+        {
+            self.tail_bytes += bytes;
+            tail.push_back(slot);
+            return;
+        }
+        let mut block = self.spares.pop().unwrap_or_else(|| Block::with_capacity(BLOCK));
+        block.push_back(slot);
+        self.tail_bytes = bytes;
+        self.blocks.push_back(block);
+    }
+
+    fn push_front(&mut self, slot: Slot) {
+        self.ready += 1;
+        if let Some(head) = self.blocks.front_mut().filter(|head| head.len() < BLOCK) {
+            head.push_front(slot);
+            return;
+        }
+        let mut block = self.spares.pop().unwrap_or_else(|| Block::with_capacity(BLOCK));
+        block.push_front(slot);
+        self.blocks.push_front(block);
+    }
+
+    /// Takes up to `max` messages off the head of the queue.
+    pub(crate) fn take(&mut self, max: usize) -> Option<Block> {
+        let head = self.blocks.front_mut()?;
+        let block = if head.len() <= max {
+            self.blocks.pop_front()?
+        } else {
+            let mut block = self.spares.pop().unwrap_or_else(|| Block::with_capacity(max.min(BLOCK)));
+            block.extend(head.drain(..max));
+            block
+        };
+        self.ready -= block.len();
+        if self.blocks.is_empty() {
+            self.tail_bytes = 0;
+        }
+        Some(block)
+    }
+
+    /// Keeps an empty block for reuse.
+    pub(crate) fn recycle(&mut self, block: Block) {
+        if self.spares.len() < SPARES {
+            self.spares.push(block);
+        }
+    }
+
+    /// The next time at which the queue changes by itself.
+    pub(crate) fn next_look(&self) -> u64 {
+        self.schedule.next_look().unwrap_or(u64::MAX).min(self.next_lease_end)
+    }
+
+    /// Does what is due: scheduled messages become ready, leases that ran out give their message back.
+    pub(crate) fn advance(&mut self, queue: &Queue, now: u64) {
+        while let Some(slot) = self.schedule.pop_due(now) {
+            self.push_back(slot);
+        }
+        if now >= self.next_lease_end {
+            self.end_leases(queue, now);
+        }
+    }
+
+    fn end_leases(&mut self, queue: &Queue, now: u64) {
+        self.next_lease_end = u64::MAX;
+        let mut ended = Vec::new();
+        for place in 0..self.chunks.len() {
+            let Some(chunk) = self.chunks[place].clone() else { continue };
+            let before = ended.len();
+            let next = chunk.end_leases(now, |slot| {
+                ended.push(slot.again(slot.failed(queue.wall(now))));
+            });
+            self.next_lease_end = self.next_lease_end.min(next);
+            if chunk.close(ended.len() - before) {
+                self.forget(&chunk);
+            }
+        }
+        for slot in ended.into_iter().rev() {
+            self.push_front(slot);
+        }
+    }
+
+    /// Finds the place that a new chunk will have.
+    pub(crate) fn place(&mut self) -> usize {
+        self.free_places.pop().unwrap_or_else(|| {
+            self.chunks.push(None);
+            self.chunks.len() - 1
+        })
+    }
+
+    /// Keeps watch over a chunk whose first lease ends at `end`.
+    pub(crate) fn watch(&mut self, chunk: Arc<Chunk>, end: u64) {
+        self.next_lease_end = self.next_lease_end.min(end);
+        let place = chunk.place;
+        self.chunks[place] = Some(chunk);
+    }
+
+    /// Nothing of the chunk is left to settle.
+    pub(crate) fn forget(&mut self, chunk: &Chunk) {
+        self.chunks[chunk.place] = None;
+        self.free_places.push(chunk.place);
+    }
+
+    /// A chunk of any consumer from which a message can still be handed out.
+    pub(crate) fn unread_chunk(&self) -> Option<&Arc<Chunk>> {
+        if self.leased_ahead == 0 {
+            return None;
+        }
+        self.chunks.iter().flatten().find(|chunk| chunk.has_unread())
+    }
+
+    /// A consumer that was woken has come to look.
+    pub(crate) fn wake_taken(&mut self) {
+        self.wake_pending = false;
+    }
+}
+
+/// Counts a waiting task in, and out again however its wait ends.
+pub(crate) struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    pub(crate) fn enter(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Queue")
+            .field("ready", &state.ready)
+            .field("scheduled", &state.schedule.len())
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
+    }
+}
