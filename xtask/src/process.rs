@@ -93,12 +93,14 @@ impl Run {
         if self.is_running(name) {
             return Ok(());
         }
+        // What the service said when it ran last explains nothing any more.
+        let log = self.log(name);
+        let _ = fs::remove_file(&log);
         for port in ports {
             if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
                 bail!("port {port} is taken by a process that this command did not start");
             }
         }
-        let log = self.log(name);
         let out = File::create(&log).context(|| format!("cannot create {}", log.display()))?;
         command = in_new_session(&command);
         let program = command.get_program().to_string_lossy().into_owned();
@@ -143,19 +145,42 @@ impl Run {
         self.dir.join(format!("{service}.log"))
     }
 
-    /// The last lines of every service's log.
+    /// Whether a process gave up for a port that it could not have.
+    pub fn a_port_was_taken(&self) -> bool {
+        self.logs().iter().any(|(service, log)| {
+            let text = tail(log, 30).to_lowercase();
+            !self.is_running(service)
+                && ["address already in use", "eaddrinuse", "bindexception"]
+                    .iter()
+                    .any(|sign| text.contains(sign))
+        })
+    }
+
+    /// The last lines of the logs of those services that ended; of all where none did.
     pub fn log_tails(&self) -> String {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return String::new() };
-        let mut logs: Vec<PathBuf> = entries
-            .filter_map(|entry| Some(entry.ok()?.path()))
-            .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-            .collect();
-        logs.sort();
+        let mut logs = self.logs();
+        if logs.iter().any(|(service, _)| !self.is_running(service)) {
+            logs.retain(|(service, _)| !self.is_running(service));
+        }
         let mut text = String::new();
-        for log in logs {
+        for (_, log) in logs {
             text.push_str(&format!("\n--- {}\n{}", log.display(), tail(&log, 15)));
         }
         text
+    }
+
+    /// Every service that was ever started, with its log.
+    fn logs(&self) -> Vec<(String, PathBuf)> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+        let mut logs: Vec<(String, PathBuf)> = entries
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let service = path.file_name()?.to_str()?.strip_suffix(".log")?.to_owned();
+                Some((service, path))
+            })
+            .collect();
+        logs.sort();
+        logs
     }
 }
 
@@ -210,7 +235,10 @@ fn birth(pid: u32) -> Option<String> {
         // The name, in brackets, may hold blanks: count the fields from behind it.
         let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
         let state = *fields.first()?;
-        if state == "Z" || state == "X" {
+        // Killed but not collected by its parent: dead as soon as its last thread is, not before.
+        // Until then the threads hold the ports.
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+        if state == "X" || (state == "Z" && threads <= 1) {
             return None;
         }
         return fields.get(19).map(|ticks| (*ticks).to_owned());
@@ -305,7 +333,7 @@ pub fn retry_for<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> 
         match attempt() {
             Ok(value) => return Ok(value),
             Err(error) if Instant::now() >= deadline => return Err(error),
-            Err(_) => thread::sleep(Duration::from_millis(25)),
+            Err(_) => thread::sleep(Duration::from_millis(50)),
         }
     }
 }

@@ -123,6 +123,8 @@ impl Broker for Kafka {
     }
 }
 
+/// One node holds every replica of everything. The session is short because after a `kill -9` the
+/// controller lets the broker in again only when the session of the dead one has run out.
 fn config(data: &Path) -> String {
     format!(
         "process.roles=broker,controller
@@ -144,6 +146,8 @@ share.coordinator.state.topic.num.partitions=3
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 ",
         data.display()
     )

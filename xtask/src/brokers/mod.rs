@@ -28,8 +28,8 @@ use crate::error::{Context, Result, bail};
 use crate::process::{Run, Service, note, output, retry_for, say, succeeds_within};
 
 pub const ARGUMENTS: &str = "VERB [NAME…]";
-pub const ABOUT: &str = "\
-    up [NAME…]            start brokers and wait until they answer; prints one line each
+pub const ABOUT: &str =
+    "    up [NAME…]            start brokers and wait until they answer; prints one line each
     down [--wipe] [NAME…] end what `up` started; --wipe removes its data too
     status [NAME…]        what runs, and where
     restart NAME…         kill -9 and start again on the same data; NAME/PROCESS for one process of it
@@ -44,6 +44,10 @@ pub const ABOUT: &str = "\
 
 /// How long a broker may take to answer after its processes were started.
 const READY: Duration = Duration::from_secs(90);
+
+/// How long to wait for a port. Ours are among those that the system gives to outgoing connections,
+/// and one that was given to a connection stays blocked for a minute after its end.
+const PORT_FREE: Duration = Duration::from_secs(70);
 
 /// One environment variable that tells the tests where a broker is.
 #[derive(Clone, Debug)]
@@ -270,7 +274,12 @@ fn given(broker: &dyn Broker) -> Vec<Endpoint> {
 
 fn docker_answers() -> bool {
     static ANSWERS: OnceLock<bool> = OnceLock::new();
-    *ANSWERS.get_or_init(|| succeeds_within(Command::new("docker").arg("info"), Duration::from_secs(5)))
+    *ANSWERS.get_or_init(|| {
+        // The engine, and the plugin: there are machines with only one of them.
+        [&["info"][..], &["compose", "version"]]
+            .into_iter()
+            .all(|arguments| succeeds_within(Command::new("docker").args(arguments), Duration::from_secs(5)))
+    })
 }
 
 /// The file that remembers that `up` started a container, so that `down` knows to end it.
@@ -289,33 +298,51 @@ fn start_container(workspace: &Workspace, broker: &dyn Broker) -> Result<Live> {
 fn start_processes(workspace: &Workspace, broker: &dyn Broker) -> Result<Live> {
     let run = workspace.run(broker);
     run.create()?;
+    let begin = Instant::now();
+    let mut told = false;
+    loop {
+        let error = match start_once(workspace, broker, &run) {
+            Ok(live) => return Ok(live),
+            Err(error) => error,
+        };
+        if begin.elapsed() > PORT_FREE || !run.a_port_was_taken() {
+            return Err(crate::error::Error::new(format!("{error}{}", run.log_tails())));
+        }
+        if !told {
+            note(&format!("{}: waiting for a port that a connection has just used …", broker.name()));
+            told = true;
+        }
+        thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// Starts those of a broker's processes that do not run, and waits until it answers.
+fn start_once(workspace: &Workspace, broker: &dyn Broker, run: &Run) -> Result<Live> {
     let cache = &workspace.cache;
-    let services = broker.services(cache, &run)?;
+    let services = broker.services(cache, run)?;
     let names: Vec<&str> = services.iter().map(|service| service.name).collect();
-    let start = || -> Result<Live> {
-        for service in services {
-            let name = service.name;
-            run.start(service)?;
-            broker.started(&run, name)?;
+    for service in services {
+        let name = service.name;
+        run.start(service)?;
+        broker.started(run, name)?;
+    }
+    broker.join(cache, run)?;
+    let endpoints = broker.endpoints(run);
+    let begin = Instant::now();
+    loop {
+        let answer = broker.probe(cache, &endpoints);
+        // Also when it answers: one of several processes may be missing without being missed.
+        if let Some(dead) = names.iter().find(|name| !run.is_running(name)) {
+            bail!("its process `{dead}` ended");
         }
-        broker.join(cache, &run)?;
-        let endpoints = broker.endpoints(&run);
-        let begin = Instant::now();
-        loop {
-            let error = match broker.probe(cache, &endpoints) {
-                Ok(version) => return Ok(Live { how: How::Native, version, endpoints }),
-                Err(error) => error,
-            };
-            if let Some(dead) = names.iter().find(|name| !run.is_running(name)) {
-                bail!("its process `{dead}` ended");
+        match answer {
+            Ok(version) => return Ok(Live { how: How::Native, version, endpoints }),
+            Err(error) if begin.elapsed() > READY => {
+                bail!("not ready after {} s: {error}", READY.as_secs())
             }
-            if begin.elapsed() > READY {
-                bail!("not ready after {} s: {error}", READY.as_secs());
-            }
-            thread::sleep(Duration::from_millis(25));
+            Err(_) => thread::sleep(Duration::from_millis(50)),
         }
-    };
-    start().map_err(|error| crate::error::Error::new(format!("{error}{}", run.log_tails())))
+    }
 }
 
 fn down(names: &[&str]) -> Result<()> {
@@ -325,25 +352,48 @@ fn down(names: &[&str]) -> Result<()> {
     let _lock = workspace.lock()?;
     // Without a name everything that was started goes, not only the default set.
     let brokers = if names.is_empty() { BROKERS.to_vec() } else { select(&names)? };
-    for broker in brokers {
-        let run = workspace.run(broker);
-        let mut ended = run.running();
-        for service in &ended {
-            run.stop(service, false)?;
+    let mut errors = Vec::new();
+    thread::scope(|scope| {
+        let workspace = &workspace;
+        let threads: Vec<_> = brokers
+            .into_iter()
+            .map(|broker| (broker, scope.spawn(move || end(workspace, broker, wipe))))
+            .collect();
+        for (broker, thread) in threads {
+            match thread.join() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => errors.push(format!("{}: {error}", broker.name())),
+                Err(_) => errors.push(format!("{}: the end panicked", broker.name())),
+            }
         }
-        if run.path(CONTAINER).exists() {
-            // As with processes, the data stays unless it is to go.
-            let arguments: &[&str] = if wipe { &["rm", "--stop", "--force", "--volumes"] } else { &["stop"] };
-            output(workspace.compose(arguments).arg(broker.name()))?;
-            fs::remove_file(run.path(CONTAINER))?;
-            ended.push("container".to_owned());
-        }
-        if wipe && run.dir.exists() {
-            fs::remove_dir_all(&run.dir).context(|| format!("cannot remove {}", run.dir.display()))?;
-        }
-        if !ended.is_empty() {
-            say(&format!("{:<15} down ({})", broker.name(), ended.join(", ")));
-        }
+    });
+    if !errors.is_empty() {
+        bail!("{}", errors.join("\nerror: "));
+    }
+    Ok(())
+}
+
+fn end(workspace: &Workspace, broker: &dyn Broker, wipe: bool) -> Result<()> {
+    let run = workspace.run(broker);
+    let mut ended = run.running();
+    // Backwards by name: sentinels go before the servers that they would declare dead,
+    // and RabbitMQ before the port mapper that it says goodbye to.
+    ended.reverse();
+    for service in &ended {
+        run.stop(service, false)?;
+    }
+    if run.path(CONTAINER).exists() {
+        // As with processes, the data stays unless it is to go.
+        let arguments: &[&str] = if wipe { &["rm", "--stop", "--force", "--volumes"] } else { &["stop"] };
+        output(workspace.compose(arguments).arg(broker.name()))?;
+        fs::remove_file(run.path(CONTAINER))?;
+        ended.push("container".to_owned());
+    }
+    if wipe && run.dir.exists() {
+        fs::remove_dir_all(&run.dir).context(|| format!("cannot remove {}", run.dir.display()))?;
+    }
+    if !ended.is_empty() {
+        say(&format!("{:<15} down ({})", broker.name(), ended.join(", ")));
     }
     Ok(())
 }

@@ -306,8 +306,14 @@ impl Redis {
 
 /// Waits, as long as is reasonable, until the primary has a replica that follows it.
 fn in_step(primary: u16) {
+    let mut connection = None;
     let _ = retry_for(Duration::from_secs(15), || {
-        let info = Resp::connect("127.0.0.1", primary)?.call(&["INFO", "replication"])?;
+        // One connection for all the asking: each would block a port for a minute.
+        if connection.is_none() {
+            connection = Some(Resp::connect("127.0.0.1", primary)?);
+        }
+        let Some(redis) = &mut connection else { bail!("no connection") };
+        let info = redis.call(&["INFO", "replication"])?;
         if info.contains("state=online") { Ok(()) } else { bail!("no replica is in step") }
     });
 }
