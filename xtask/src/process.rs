@@ -350,3 +350,49 @@ pub fn say(line: &str) {
 pub fn note(line: &str) {
     eprintln!("{line}");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper(name: &'static str) -> Service {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        Service { name, command, ports: Vec::new() }
+    }
+
+    fn run(name: &str) -> Result<Run> {
+        let run = Run::new(std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id())));
+        run.create()?;
+        Ok(run)
+    }
+
+    #[test]
+    fn a_service_runs_until_it_is_stopped() -> Result<()> {
+        let run = run("stop")?;
+        run.start(sleeper("polite"))?;
+        run.start(sleeper("hard"))?;
+        assert_eq!(run.running(), ["hard", "polite"]);
+        run.stop("polite", false)?;
+        run.stop("hard", true)?;
+        assert!(run.running().is_empty());
+        fs::remove_dir_all(&run.dir)?;
+        Ok(())
+    }
+
+    #[test]
+    fn a_pid_that_went_to_another_process_is_left_alone() -> Result<()> {
+        let run = run("pid")?;
+        run.start(sleeper("ours"))?;
+        let ours = run.path("ours.pid");
+        let text = fs::read_to_string(&ours)?;
+        let pid = text.split(' ').next().unwrap_or_default();
+        run.write("other.pid", &format!("{pid} 1\n"))?;
+        assert!(!run.is_running("other"));
+        run.stop("other", true)?;
+        assert!(run.is_running("ours"));
+        run.stop("ours", true)?;
+        fs::remove_dir_all(&run.dir)?;
+        Ok(())
+    }
+}

@@ -173,3 +173,44 @@ pub fn json_text<'a>(json: &'a str, field: &str) -> Option<&'a str> {
     let (_, rest) = json.split_once(&format!("\"{field}\""))?;
     rest.trim_start().strip_prefix(':')?.trim_start().strip_prefix('"')?.split('"').next()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_is_taken_apart() -> Result<()> {
+        let address = Address::parse("redis://:s3cret@127.0.0.1:46381", 6379)?;
+        assert_eq!(address.user, None);
+        assert_eq!(address.password.as_deref(), Some("s3cret"));
+        assert_eq!(address.first()?, ("127.0.0.1", 46381));
+
+        let address = Address::parse("amqp://guest:guest@rabbit/%2f", 5672)?;
+        assert_eq!(address.user.as_deref(), Some("guest"));
+        assert_eq!(address.hosts, [("rabbit".to_owned(), 5672)]);
+        assert_eq!(address.path, "%2f");
+
+        let address = Address::parse("one:1,two:2", 9092)?;
+        assert_eq!(address.hosts, [("one".to_owned(), 1), ("two".to_owned(), 2)]);
+
+        assert_eq!(Address::parse("http://[::1]:49324", 80)?.first()?, ("::1", 49324));
+        assert!(Address::parse("nats://host:port", 4222).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn base64_pads_to_groups_of_four() {
+        let encoded: Vec<String> =
+            ["", "f", "fo", "foo", "foob"].map(|text| base64(text.as_bytes())).to_vec();
+        assert_eq!(encoded, ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg=="]);
+    }
+
+    #[test]
+    fn a_field_of_a_json_answer_is_found() {
+        let json = r#"{"size": 3, "version" : "2.12.0", "name":"x"}"#;
+        assert_eq!(json_text(json, "version"), Some("2.12.0"));
+        assert_eq!(json_text(json, "name"), Some("x"));
+        assert_eq!(json_text(json, "size"), None);
+        assert_eq!(json_text(json, "missing"), None);
+    }
+}
