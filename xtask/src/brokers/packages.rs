@@ -136,8 +136,8 @@ impl Unpacked {
 fn need_apt(name: &str) -> Result<()> {
     if find_program("apt-get").is_none() || find_program("dpkg").is_none() {
         bail!(
-            "{name} is not on this machine, which is no Debian to take it from: install it, start Docker, \
-             or give an endpoint in the environment"
+            "{name}: not on this machine, which is no Debian to take packages from; install it, \
+             start Docker, or give an endpoint in the environment"
         );
     }
     Ok(())
