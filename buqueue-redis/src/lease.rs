@@ -1,0 +1,306 @@
+//! What settles deliveries: the session that a consumer and its deliveries share, and the lease on what one fetch
+//! brought.
+//!
+//! Who holds a message is decided by the group's pending list alone. A lease that runs out is taken out of that
+//! list, and so is everything that was settled: an id that is pending is ours, and one that is not is lost.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use buqueue_core::driver::Lease;
+use buqueue_core::{BuqueueError, Coalescer, ErrorKind, Message, MessageId, QueueFuture, Result};
+use redis::{Cmd, RedisResult, Value};
+use tokio::runtime::Handle;
+
+use crate::connection::Commands;
+use crate::convert::{self, Entry, Id, Source};
+use crate::error;
+use crate::keys::Keys;
+use crate::scripts::{self, Lua};
+
+/// Acks that one script call carries; Lua's stack holds a few thousand.
+const ACKS_PER_CALL: usize = 1000;
+
+/// What a consumer and its deliveries share. Outlives the consumer.
+pub(crate) struct Session {
+    pub(crate) commands: Arc<Commands>,
+    pub(crate) keys: Arc<Keys>,
+    pub(crate) group: Arc<str>,
+    pub(crate) consumer: String,
+    pub(crate) pending_timeout: Duration,
+    acks: Coalescer<Vec<Ack>, ()>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("keys", &self.keys)
+            .field("group", &self.group)
+            .field("consumer", &self.consumer)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One id to ack.
+#[derive(Debug, Clone, Copy)]
+struct Ack {
+    source: Source,
+    id: Id,
+    /// The lease may have run out, or was extended: ask about this one by itself.
+    doubtful: bool,
+}
+
+impl Session {
+    pub(crate) fn new(
+        commands: Arc<Commands>,
+        keys: Keys,
+        group: &str,
+        consumer: &str,
+        pending_timeout: Duration,
+    ) -> Self {
+        let (keys, group) = (Arc::new(keys), Arc::<str>::from(group));
+        let flusher = Arc::new(Flusher {
+            commands: Arc::clone(&commands),
+            keys: Arc::clone(&keys),
+            group: Arc::clone(&group),
+        });
+        let acks = Coalescer::spawn(ACKS_PER_CALL, move |items| {
+            let flusher = Arc::clone(&flusher);
+            async move { flusher.flush(items).await }
+        });
+        Self { commands, keys, group, consumer: consumer.to_owned(), pending_timeout, acks }
+    }
+
+    /// Puts pending entries of one stream back, in order. `counts`: the attempt has failed, else it never was one.
+    /// Tells which were still ours.
+    pub(crate) async fn again(
+        &self,
+        source: Source,
+        ids: &[Id],
+        counts: bool,
+        after: Duration,
+    ) -> Result<Vec<bool>> {
+        let ids: Vec<String> = ids.iter().map(|&id| text(id)).collect();
+        let keys = &self.keys;
+        let delay = millis_up(after);
+        let arguments = |cmd: &mut Cmd| {
+            cmd.arg(4).arg(keys.of(source)).arg(&keys.retry).arg(&keys.delayed).arg(&keys.holds);
+            cmd.arg(&*self.group).arg(flag(source == Source::Retry)).arg(flag(counts)).arg(delay).arg(&ids);
+        };
+        let (reply, tried_before) =
+            settle(&self.commands, &scripts::AGAIN, arguments).await.map_err(|error| self.fail(&error))?;
+        let Value::Array(outcomes) = reply else { return Err(self.fail(&error::unexpected("EVALSHA"))) };
+        Ok(outcomes.iter().map(|outcome| tried_before || convert::number(outcome) == Some(1)).collect())
+    }
+
+    async fn nack(&self, source: Source, id: Id, counts: bool, after: Duration) -> Result<()> {
+        match self.again(source, &[id], counts, after).await?.first() {
+            Some(true) => Ok(()),
+            _ => Err(lost(id)),
+        }
+    }
+
+    async fn extend(&self, source: Source, id: Id, by: Duration) -> Result<()> {
+        let keys = &self.keys;
+        let arguments = |cmd: &mut Cmd| {
+            cmd.arg(2).arg(keys.of(source)).arg(&keys.holds);
+            cmd.arg(&*self.group).arg(text(id)).arg(millis_up(by)).arg(millis_up(self.pending_timeout));
+            cmd.arg(if source == Source::Retry { "r" } else { "m" });
+        };
+        let reply =
+            settle(&self.commands, &scripts::EXTEND, arguments).await.map_err(|error| self.fail(&error))?.0;
+        if convert::number(&reply) == Some(1) { Ok(()) } else { Err(lost(id)) }
+    }
+
+    pub(crate) fn fail(&self, error: &redis::RedisError) -> BuqueueError {
+        if error::is_group_gone(error) {
+            let fact = format!("the group {:?} of {:?} is gone", self.group, self.keys.stream);
+            return BuqueueError::new(ErrorKind::LeaseExpired, fact).with_source(error.clone());
+        }
+        error::convert(error, &self.keys.stream)
+    }
+}
+
+/// Runs a settling script; when the connection breaks under it, once more. Also tells whether it was tried before:
+/// what is then no longer pending was settled by the first try.
+async fn settle(commands: &Commands, lua: &Lua, arguments: impl Fn(&mut Cmd)) -> RedisResult<(Value, bool)> {
+    match commands.eval(lua, &arguments).await {
+        Err(error) if error::classify(&error) == ErrorKind::ConnectionLost => {
+            commands.eval(lua, &arguments).await.map(|reply| (reply, true))
+        }
+        outcome => outcome.map(|reply| (reply, false)),
+    }
+}
+
+/// Carries the acks of a session.
+struct Flusher {
+    commands: Arc<Commands>,
+    keys: Arc<Keys>,
+    group: Arc<str>,
+}
+
+impl Flusher {
+    /// One outcome an item; an item is done when all its ids are.
+    async fn flush(&self, items: Vec<Vec<Ack>>) -> Vec<Result<()>> {
+        let mut outcomes: Vec<Result<()>> = items.iter().map(|_| Ok(())).collect();
+        let mut all: Vec<(usize, Ack)> = Vec::with_capacity(items.len());
+        for (item, acks) in items.iter().enumerate() {
+            all.extend(acks.iter().map(|&ack| (item, ack)));
+        }
+        for source in [Source::Stream, Source::Retry] {
+            for doubtful in [false, true] {
+                let alike: Vec<(usize, Id)> = all
+                    .iter()
+                    .filter(|(_, ack)| ack.source == source && ack.doubtful == doubtful)
+                    .map(|&(item, ack)| (item, ack.id))
+                    .collect();
+                for part in alike.chunks(ACKS_PER_CALL) {
+                    self.ack(source, doubtful, part, &mut outcomes).await;
+                }
+            }
+        }
+        outcomes
+    }
+
+    async fn ack(&self, source: Source, each: bool, part: &[(usize, Id)], outcomes: &mut [Result<()>]) {
+        let ids: Vec<String> = part.iter().map(|&(_, id)| text(id)).collect();
+        let arguments = |cmd: &mut Cmd| {
+            cmd.arg(2).arg(self.keys.of(source)).arg(&self.keys.holds).arg(&*self.group);
+            cmd.arg(flag(source == Source::Stream)).arg(if each { "each" } else { "all" }).arg(&ids);
+        };
+        let (reply, tried_before) = match settle(&self.commands, &scripts::ACK, arguments).await {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                for &(item, _) in part {
+                    outcomes[item] = Err(error::convert(&error, &self.keys.stream));
+                }
+                return;
+            }
+        };
+        if tried_before {
+            return;
+        }
+        let whole = convert::number(&reply).is_some_and(|count| usize::try_from(count) == Ok(part.len()));
+        for (at, &(item, id)) in part.iter().enumerate() {
+            let done = match &reply {
+                Value::Array(each) => each.get(at).and_then(convert::number) == Some(1),
+                // Young leases are lost together, with their group or their stream, or not at all.
+                _ => whole,
+            };
+            if !done {
+                outcomes[item] = Err(lost(id));
+            }
+        }
+    }
+}
+
+impl Keys {
+    fn of(&self, source: Source) -> &str {
+        match source {
+            Source::Stream => &self.stream,
+            Source::Retry => &self.retry,
+        }
+    }
+}
+
+/// An entry that was read, and when.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) entry: Entry,
+    pub(crate) read_at: Instant,
+    extended: AtomicBool,
+}
+
+impl Held {
+    pub(crate) fn new(entry: Entry) -> Self {
+        Self { entry, read_at: Instant::now(), extended: AtomicBool::new(false) }
+    }
+}
+
+/// The lease on what one fetch handed out.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) session: Arc<Session>,
+    pub(crate) entries: Vec<Held>,
+}
+
+impl Batch {
+    fn held(&self, index: u32) -> &Held {
+        // Core hands back the indexes that it was given.
+        &self.entries[index as usize]
+    }
+
+    fn to_ack(&self, index: u32) -> Ack {
+        let held = self.held(index);
+        // The clocks of two machines and the way between them lie in the margin.
+        let doubtful = held.extended.load(Ordering::Relaxed)
+            || held.read_at.elapsed() > self.session.pending_timeout.mul_f32(0.75);
+        Ack { source: held.entry.source, id: held.entry.id, doubtful }
+    }
+}
+
+impl Lease for Batch {
+    fn message(&self, index: u32) -> &Message {
+        &self.held(index).entry.message
+    }
+
+    fn message_id(&self, index: u32) -> MessageId {
+        self.held(index).entry.first_id.into()
+    }
+
+    fn ack(&self, index: u32) -> QueueFuture<'_, Result<()>> {
+        QueueFuture::pending(self.session.acks.submit(vec![self.to_ack(index)]))
+    }
+
+    fn ack_many<'a>(&'a self, indexes: &'a [u32]) -> QueueFuture<'a, Result<()>> {
+        let acks = indexes.iter().map(|&index| self.to_ack(index)).collect();
+        QueueFuture::pending(self.session.acks.submit(acks))
+    }
+
+    fn nack(&self, index: u32, after: Duration) -> QueueFuture<'_, Result<()>> {
+        let entry = &self.held(index).entry;
+        QueueFuture::pending(self.session.nack(entry.source, entry.id, true, after))
+    }
+
+    fn release(&self, index: u32) -> QueueFuture<'_, Result<()>> {
+        let entry = &self.held(index).entry;
+        QueueFuture::pending(self.session.nack(entry.source, entry.id, false, Duration::ZERO))
+    }
+
+    fn extend(&self, index: u32, by: Duration) -> QueueFuture<'_, Result<()>> {
+        let held = self.held(index);
+        held.extended.store(true, Ordering::Relaxed);
+        QueueFuture::pending(self.session.extend(held.entry.source, held.entry.id, by))
+    }
+
+    fn abandon(&self, index: u32) {
+        // Without a runtime the pending timeout brings the message back.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let entry = &self.held(index).entry;
+        let (session, source, id) = (Arc::clone(&self.session), entry.source, entry.id);
+        runtime.spawn(async move {
+            // If this fails, the pending timeout does it.
+            drop(session.nack(source, id, true, Duration::ZERO).await);
+        });
+    }
+}
+
+fn lost(id: Id) -> BuqueueError {
+    let fact = format!("{} is no longer pending: its lease ran out", text(id));
+    BuqueueError::new(ErrorKind::LeaseExpired, fact)
+}
+
+fn text((high, low): Id) -> String {
+    format!("{high}-{low}")
+}
+
+fn flag(flag: bool) -> &'static str {
+    if flag { "1" } else { "0" }
+}
+
+/// Whole milliseconds, rounded up: never early.
+pub(crate) fn millis_up(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).min(1 << 52)
+}

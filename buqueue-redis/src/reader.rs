@@ -1,0 +1,672 @@
+//! The reader: one task per consumer, with a connection of its own, that reads what is asked for into a buffer.
+//!
+//! It reads on demand. An entry that was read counts as an attempt when the process dies, and no other consumer gets
+//! it, so it reads ahead only while the buffer drains fast. Receiving takes from the buffer and is cancel-safe that
+//! way; what nobody takes goes back.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use buqueue_core::{BuqueueError, ErrorKind};
+use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::connection::{Connector, Link};
+use crate::convert::{self, Entry, Id, Source};
+use crate::error;
+use crate::lease::{Held, Session};
+use crate::reclaim::{self, Cursors};
+use crate::scripts;
+
+/// A blocking read is never longer, so that a dead connection is noticed.
+const BLOCK_MAX: Duration = Duration::from_secs(2);
+/// Where the server does not let us end a blocking read, it is short.
+const BLOCK_SHORT: Duration = Duration::from_millis(250);
+/// How much later than the server's own limit the answer may come.
+const GRACE: Duration = Duration::from_secs(3);
+/// A receiver that is back within this time finds its read still waiting.
+const WITHDRAWN: Duration = Duration::from_millis(100);
+/// Entries that nobody takes go back after this time at the latest.
+const STALE: Duration = Duration::from_secs(1);
+/// How much time reading ahead may cover.
+const AHEAD: Duration = Duration::from_millis(100);
+/// A consumer that needs longer for a message gets nothing ahead.
+const SLOW: Duration = Duration::from_millis(20);
+/// Passes of one prompt look over a long pending list.
+const LOOK_PASSES: usize = 10;
+
+/// What the consumer, its reader and its maintenance share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    session: Arc<Session>,
+    state: Mutex<State>,
+    read_count: usize,
+    stale_after: Duration,
+    wake_reader: Notify,
+    wake_fetch: Notify,
+    closing: watch::Sender<bool>,
+    finished: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    buffer: VecDeque<Held>,
+    /// How many messages a receiver waits for.
+    demand: usize,
+    /// Prompt looks asked for and done.
+    looks_asked: u64,
+    looks_done: u64,
+    failure: Option<BuqueueError>,
+    /// How many entries are read beyond the demand.
+    ahead: usize,
+    /// When the buffer was filled last, and with how many.
+    filled: Option<(Instant, usize)>,
+    /// The reader waits at the server.
+    blocked: bool,
+}
+
+impl Shared {
+    pub(crate) fn new(session: Arc<Session>, read_count: usize) -> Self {
+        let stale_after = STALE.min(session.pending_timeout / 4);
+        Self {
+            session,
+            state: Mutex::default(),
+            read_count,
+            stale_after,
+            wake_reader: Notify::new(),
+            wake_fetch: Notify::new(),
+            closing: watch::Sender::new(false),
+            finished: watch::Sender::new(false),
+        }
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes up to `max` entries from the buffer.
+    pub(crate) fn take(&self, max: usize) -> Vec<Held> {
+        let mut state = self.state();
+        if state.buffer.is_empty() {
+            return Vec::new();
+        }
+        let count = max.min(state.buffer.len());
+        // What waited here for the whole lease (the process was suspended) belongs to somebody else by now.
+        let lease = self.session.pending_timeout;
+        state.buffer.drain(..count).filter(|held| held.read_at.elapsed() < lease).collect()
+    }
+
+    /// Asks for up to `max` messages until the demand is dropped. `look`: one prompt look, no waiting.
+    pub(crate) fn demand(&self, max: usize, look: bool) -> Demand<'_> {
+        let mut state = self.state();
+        state.failure = None;
+        state.demand = max;
+        state.pace(self.read_count);
+        let mut ticket = 0;
+        if look {
+            state.looks_asked += 1;
+            ticket = state.looks_asked;
+        }
+        drop(state);
+        self.wake_reader.notify_one();
+        Demand { shared: self, ticket }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.closing.borrow()
+    }
+
+    pub(crate) async fn closing(&self) {
+        drop(self.closing.subscribe().wait_for(|closing| *closing).await);
+    }
+
+    /// Tells the reader and the maintenance to end.
+    pub(crate) fn close(&self) {
+        self.closing.send_replace(true);
+        self.wake_reader.notify_one();
+        self.wake_fetch.notify_one();
+    }
+
+    /// Waits until the reader has given back what it had.
+    pub(crate) async fn finished(&self) {
+        drop(self.finished.subscribe().wait_for(|finished| *finished).await);
+    }
+
+    fn fill(&self, entries: Vec<Entry>) {
+        if entries.is_empty() {
+            return;
+        }
+        let mut state = self.state();
+        state.filled = Some((Instant::now(), entries.len()));
+        state.buffer.extend(entries.into_iter().map(Held::new));
+        drop(state);
+        self.wake_fetch.notify_one();
+    }
+
+    fn put_failure(&self, failure: BuqueueError) {
+        self.state().failure = Some(failure);
+        self.wake_fetch.notify_one();
+    }
+}
+
+impl State {
+    /// Learns from how long the last read lasted how far to read ahead.
+    fn pace(&mut self, read_count: usize) {
+        let Some((at, count)) = self.filled.take() else { return };
+        let each = at.elapsed() / u32::try_from(count).unwrap_or(u32::MAX).max(1);
+        if each > SLOW {
+            self.ahead = 0;
+            return;
+        }
+        let covered = AHEAD.as_nanos() / each.as_nanos().max(1);
+        let covered = usize::try_from(covered).unwrap_or(usize::MAX);
+        self.ahead = (self.ahead * 2).max(1).min(covered).min(read_count);
+    }
+}
+
+/// A receiver that waits. Dropping it withdraws the demand.
+#[derive(Debug)]
+pub(crate) struct Demand<'a> {
+    shared: &'a Shared,
+    ticket: u64,
+}
+
+impl Demand<'_> {
+    /// Waits until something happens: entries, a failure, the end.
+    pub(crate) async fn woken(&self) {
+        self.shared.wake_fetch.notified().await;
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<BuqueueError> {
+        self.shared.state().failure.take()
+    }
+
+    /// The look is over, or the consumer is.
+    pub(crate) fn is_over(&self) -> bool {
+        self.shared.is_closed() || (self.ticket > 0 && self.shared.state().looks_done >= self.ticket)
+    }
+}
+
+impl Drop for Demand<'_> {
+    fn drop(&mut self) {
+        let mut state = self.shared.state();
+        state.demand = 0;
+        let blocked = state.blocked;
+        drop(state);
+        if blocked {
+            self.shared.wake_reader.notify_one();
+        }
+    }
+}
+
+/// Whether the group's retry stream has something, and what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heat {
+    /// Not as far as is known: wait on both streams.
+    Cold,
+    /// Messages that were given back unread: they come first, to keep the order.
+    Released,
+    /// Messages that have failed: in turn with the stream, so that they cannot starve it.
+    Failed { stream_next: bool },
+}
+
+enum Task {
+    Stop,
+    Idle { stale_at: Option<Instant> },
+    Look { ticket: u64, want: usize },
+    Read { want: usize, count: usize },
+}
+
+/// The task that reads.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
+    connector: Arc<Connector>,
+    link: Option<ReaderLink>,
+    block: Duration,
+    heat: Heat,
+    cursors: Cursors,
+    /// The group was gone at the last read too.
+    group_was_gone: bool,
+}
+
+struct ReaderLink {
+    link: Link,
+    /// The server's name for this connection, by which a blocking read is ended.
+    client_id: Option<i64>,
+}
+
+impl std::fmt::Debug for ReaderLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReaderLink").field("client_id", &self.client_id).finish_non_exhaustive()
+    }
+}
+
+impl Reader {
+    /// Connects the reader. `block_ms` as the user has set it.
+    pub(crate) async fn connect(
+        shared: Arc<Shared>,
+        connector: Arc<Connector>,
+        block_ms: u64,
+    ) -> RedisResult<Self> {
+        let block = match block_ms {
+            0 => BLOCK_MAX,
+            ms => Duration::from_millis(ms).min(BLOCK_MAX),
+        };
+        let (heat, cursors) = (Heat::Cold, Cursors::default());
+        let mut reader = Self { shared, connector, link: None, block, heat, cursors, group_was_gone: false };
+        let link = reader.connector.connect().await?;
+        reader.link = Some(reader.name(link).await);
+        Ok(reader)
+    }
+
+    async fn name(&self, mut link: Link) -> ReaderLink {
+        let client_id = if self.connector.is_cluster() {
+            None
+        } else {
+            let id = timeout(GRACE, link.query(redis::cmd("CLIENT").arg("ID"))).await;
+            id.ok().and_then(Result::ok).as_ref().and_then(convert::number)
+        };
+        ReaderLink { link, client_id }
+    }
+
+    /// Reads until the consumer is closed, then gives back what nobody took.
+    pub(crate) async fn run(mut self) {
+        loop {
+            match self.next_task() {
+                Task::Stop => break,
+                Task::Idle { stale_at } => self.idle(stale_at).await,
+                Task::Look { ticket, want } => {
+                    let outcome = self.look(want).await;
+                    self.conclude(outcome);
+                    self.shared.state().looks_done = ticket;
+                    self.shared.wake_fetch.notify_one();
+                }
+                Task::Read { want, count } => {
+                    let outcome = self.read(want, count).await;
+                    self.conclude(outcome);
+                }
+            }
+        }
+        let left: Vec<Held> = self.shared.state().buffer.drain(..).collect();
+        self.release(left.iter().map(|held| (held.entry.source, held.entry.id)).collect()).await;
+        let session = &self.shared.session;
+        let arguments = |cmd: &mut Cmd| {
+            cmd.arg(2).arg(&session.keys.stream).arg(&session.keys.retry);
+            cmd.arg(&*session.group).arg(&session.consumer);
+        };
+        // Only tidiness: a consumer that stays registered does no harm.
+        drop(session.commands.eval(&scripts::LEAVE, arguments).await);
+        self.shared.finished.send_replace(true);
+    }
+
+    fn next_task(&self) -> Task {
+        if self.shared.is_closed() {
+            return Task::Stop;
+        }
+        let state = self.shared.state();
+        if state.looks_asked > state.looks_done {
+            return Task::Look { ticket: state.looks_asked, want: state.demand.max(1) };
+        }
+        if state.demand > 0 && state.buffer.is_empty() && state.failure.is_none() {
+            let most = self.shared.read_count;
+            return Task::Read {
+                want: state.demand.min(most),
+                count: state.demand.saturating_add(state.ahead).min(most),
+            };
+        }
+        Task::Idle { stale_at: state.buffer.front().map(|held| held.read_at + self.shared.stale_after) }
+    }
+
+    /// Waits for something to do; entries that nobody takes go back.
+    async fn idle(&mut self, stale_at: Option<Instant>) {
+        let woken = self.shared.wake_reader.notified();
+        let Some(stale_at) = stale_at else { return woken.await };
+        tokio::select! {
+            () = woken => return,
+            () = sleep(stale_at.saturating_duration_since(Instant::now())) => {}
+        }
+        let stale: Vec<(Source, Id)> = {
+            let mut state = self.shared.state();
+            if state.demand > 0
+                || state.buffer.front().is_none_or(|held| held.read_at.elapsed() < self.shared.stale_after)
+            {
+                return;
+            }
+            state.ahead = 0;
+            state.filled = None;
+            // All of them: those behind would overtake.
+            state.buffer.drain(..).map(|held| (held.entry.source, held.entry.id)).collect()
+        };
+        self.release(stale).await;
+    }
+
+    /// Makes a failure known, and drops a connection that is of no more use.
+    fn conclude(&mut self, outcome: RedisResult<()>) {
+        let Err(error) = outcome else {
+            self.group_was_gone = false;
+            return;
+        };
+        if error::breaks_connection(&error) {
+            self.link = None;
+        }
+        let failure = if error::is_group_gone(&error) {
+            let session = &self.shared.session;
+            let fact = format!("the group {:?} of {:?} is gone", session.group, session.keys.stream);
+            BuqueueError::new(ErrorKind::Throttled, format!("{fact} and being created again"))
+                .with_source(error)
+        } else {
+            error::convert(&error, &self.shared.session.keys.stream)
+        };
+        self.shared.put_failure(failure);
+    }
+
+    /// One prompt look: what is due is moved first, so that it is found too.
+    async fn look(&mut self, want: usize) -> RedisResult<()> {
+        self.ensure_link().await?;
+        let deadline = self.deadline(Duration::ZERO);
+        for pass in 1..=LOOK_PASSES {
+            let session = Arc::clone(&self.shared.session);
+            let mut pipeline = Pipeline::with_capacity(2);
+            let mut maintain = scripts::MAINTAIN.by_hash();
+            reclaim::write_pass(&mut maintain, &session, &self.cursors);
+            pipeline.add_command(maintain);
+            pipeline.add_command(self.read_both(want, None));
+            let Some(reader) = &mut self.link else { return Err(error::unreachable()) };
+            let request = reader.link.query_all(&pipeline);
+            let replies = timeout(deadline, request).await.unwrap_or_else(|_| Err(error::timed_out()))?;
+            let mut replies = replies.into_iter();
+            let (maintained, read) = (replies.next().unwrap_or_default(), replies.next().unwrap_or_default());
+            let maintained = match maintained.extract_error() {
+                // Nothing was moved by this pass; sent as text, the script is known to the next one.
+                Err(error) if error.code() == Some("NOSCRIPT") => {
+                    let mut cmd = scripts::MAINTAIN.by_text();
+                    reclaim::write_pass(&mut cmd, &session, &self.cursors);
+                    let request = reader.link.query(&cmd);
+                    let reply = timeout(deadline, request).await.unwrap_or_else(|_| Err(error::timed_out()));
+                    if self.accept(read.extract_error(), want, want).await? {
+                        return Ok(());
+                    }
+                    self.cursors = reclaim::read_pass(reply?)?.cursors;
+                    continue;
+                }
+                maintained => maintained.and_then(reclaim::read_pass),
+            };
+            let found = self.accept(read.extract_error(), want, want).await?;
+            let maintained = maintained?;
+            self.cursors = maintained.cursors;
+            if found || self.has_entries() || !maintained.more || pass == LOOK_PASSES {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn has_entries(&self) -> bool {
+        !self.shared.state().buffer.is_empty()
+    }
+
+    /// Waits for entries: `want` are asked for, `count` at most are taken.
+    async fn read(&mut self, want: usize, count: usize) -> RedisResult<()> {
+        self.ensure_link().await?;
+        match self.heat {
+            Heat::Cold => {}
+            Heat::Released => {
+                if self.read_now(Source::Retry, want, count).await? {
+                    return Ok(());
+                }
+            }
+            Heat::Failed { stream_next } => {
+                self.heat = Heat::Failed { stream_next: !stream_next };
+                if stream_next && self.read_now(Source::Stream, want, count).await? {
+                    return Ok(());
+                }
+                if self.read_now(Source::Retry, want, want).await? {
+                    return Ok(());
+                }
+            }
+        }
+        self.heat = Heat::Cold;
+        let reply = self.read_blocking(count).await;
+        self.accept(reply, want, count).await?;
+        Ok(())
+    }
+
+    async fn read_now(&mut self, source: Source, want: usize, count: usize) -> RedisResult<bool> {
+        let session = Arc::clone(&self.shared.session);
+        let mut cmd = self.read_command(count, None);
+        cmd.arg(if source == Source::Retry { &session.keys.retry } else { &session.keys.stream }).arg(">");
+        let deadline = self.deadline(Duration::ZERO);
+        let Some(reader) = &mut self.link else { return Err(error::unreachable()) };
+        let reply =
+            timeout(deadline, reader.link.query(&cmd)).await.unwrap_or_else(|_| Err(error::timed_out()));
+        let heat = self.heat;
+        let found = self.accept(reply, want, count).await?;
+        if source == Source::Stream {
+            // Reading the stream alone says nothing about the retry stream.
+            self.heat = heat;
+        }
+        Ok(found)
+    }
+
+    fn read_command(&self, count: usize, block: Option<Duration>) -> Cmd {
+        let session = &self.shared.session;
+        let mut cmd = redis::cmd("XREADGROUP");
+        cmd.arg("GROUP").arg(&*session.group).arg(&session.consumer).arg("COUNT").arg(count);
+        if let Some(block) = block {
+            cmd.arg("BLOCK").arg(crate::lease::millis_up(block));
+        }
+        cmd.arg("STREAMS");
+        cmd
+    }
+
+    fn read_both(&self, count: usize, block: Option<Duration>) -> Cmd {
+        let mut cmd = self.read_command(count, block);
+        cmd.arg(&self.shared.session.keys.retry).arg(&self.shared.session.keys.stream).arg(">").arg(">");
+        cmd
+    }
+
+    fn deadline(&self, block: Duration) -> Duration {
+        block + GRACE
+    }
+
+    async fn read_blocking(&mut self, count: usize) -> RedisResult<Value> {
+        let can_end = self.link.as_ref().is_some_and(|reader| reader.client_id.is_some());
+        let block = if can_end { self.block } else { self.block.min(BLOCK_SHORT) };
+        let cmd = self.read_both(count, Some(block));
+        let deadline = self.deadline(block);
+        let Some(reader) = &mut self.link else { return Err(error::unreachable()) };
+        self.shared.state().blocked = true;
+        let outcome = {
+            let mut request = pin!(timeout(deadline, reader.link.query(&cmd)));
+            let mut outcome = None;
+            while outcome.is_none() {
+                tokio::select! {
+                    biased;
+                    reply = &mut request => outcome = Some(reply),
+                    () = unwanted(&self.shared) => {
+                        let unblocked = unblock(&self.shared, reader.client_id).await;
+                        // The request may not have been at the server yet: then once more.
+                        let wait = if unblocked { Duration::from_millis(20) } else { deadline };
+                        if let Ok(reply) = timeout(wait, &mut request).await {
+                            outcome = Some(reply);
+                        } else if !unblocked {
+                            outcome = Some(Ok(Err(error::timed_out())));
+                        }
+                        if !unblocked {
+                            reader.client_id = None;
+                        }
+                    }
+                }
+            }
+            outcome
+        };
+        self.shared.state().blocked = false;
+        outcome.unwrap_or(Ok(Ok(Value::Nil))).unwrap_or_else(|_| Err(error::timed_out()))
+    }
+
+    /// Takes a reply apart: what is wanted goes into the buffer, what is too much goes back. Whether there was any.
+    async fn accept(&mut self, reply: RedisResult<Value>, want: usize, count: usize) -> RedisResult<bool> {
+        let reply = match reply {
+            Err(error) if error::is_group_gone(&error) => return self.restore_group(error).await,
+            reply => reply?,
+        };
+        let (retry, stream) = convert::read_entries(reply, &self.shared.session.keys.retry)?;
+        if retry.is_empty() && stream.is_empty() {
+            return Ok(false);
+        }
+        if !retry.is_empty() {
+            let all_failed = retry.iter().all(|entry| entry.attempts > 0);
+            self.heat = match self.heat {
+                failed @ Heat::Failed { .. } if all_failed => failed,
+                _ if all_failed => Heat::Failed { stream_next: true },
+                _ => Heat::Released,
+            };
+        }
+        let (keep, excess) = sort_out(retry, stream, want, count);
+        self.shared.fill(keep);
+        self.release(excess).await;
+        Ok(true)
+    }
+
+    async fn restore_group(&mut self, error: RedisError) -> RedisResult<bool> {
+        let session = &self.shared.session;
+        crate::backend::create_groups(&session.commands, &session.keys, &session.group).await?;
+        // Gone once is repaired on the spot; gone twice in a row is left to core's back-off.
+        if std::mem::replace(&mut self.group_was_gone, true) { Err(error) } else { Ok(false) }
+    }
+
+    /// Gives entries back unread, in order. What cannot be given back comes when its lease runs out.
+    async fn release(&self, entries: Vec<(Source, Id)>) {
+        for run in entries.chunk_by(|(a, _), (b, _)| a == b) {
+            let ids: Vec<Id> = run.iter().map(|&(_, id)| id).collect();
+            drop(self.shared.session.again(run[0].0, &ids, false, Duration::ZERO).await);
+        }
+    }
+
+    async fn ensure_link(&mut self) -> RedisResult<()> {
+        if self.link.is_none() {
+            let link = self.connector.reconnect().await?;
+            self.link = Some(self.name(link).await);
+            self.heat = Heat::Cold;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until the blocking read should end early: nobody wants it, or somebody wants another.
+async fn unwanted(shared: &Shared) {
+    loop {
+        let withdrawn = {
+            let state = shared.state();
+            if state.looks_asked > state.looks_done || shared.is_closed() {
+                return;
+            }
+            state.demand == 0
+        };
+        if withdrawn {
+            tokio::select! {
+                () = sleep(WITHDRAWN) => return,
+                () = shared.wake_reader.notified() => {}
+            }
+        } else {
+            shared.wake_reader.notified().await;
+        }
+    }
+}
+
+/// Ends the blocking read at the server; false where that is not possible.
+async fn unblock(shared: &Shared, client_id: Option<i64>) -> bool {
+    let Some(id) = client_id else { return false };
+    shared.session.commands.query(redis::cmd("CLIENT").arg("UNBLOCK").arg(id)).await.is_ok()
+}
+
+/// Sorts what was read into what is kept and what goes back.
+fn sort_out(
+    retry: Vec<Entry>,
+    stream: Vec<Entry>,
+    want: usize,
+    count: usize,
+) -> (Vec<Entry>, Vec<(Source, Id)>) {
+    // More of the retry stream may be waiting, and it comes before the stream.
+    let retry_is_full = retry.len() >= count;
+    let mut keep = Vec::with_capacity(retry.len() + stream.len());
+    let mut excess = Vec::new();
+    for entry in retry {
+        // What has failed before is never read ahead.
+        if keep.len() < want || entry.attempts == 0 {
+            keep.push(entry);
+        } else {
+            excess.push((entry.source, entry.id));
+        }
+    }
+    for entry in stream {
+        if keep.len() < count && !retry_is_full {
+            keep.push(entry);
+        } else {
+            excess.push((entry.source, entry.id));
+        }
+    }
+    (keep, excess)
+}
+
+#[cfg(test)]
+mod tests {
+    use buqueue_core::Message;
+
+    use super::*;
+
+    fn entries(source: Source, attempts: u32, ids: std::ops::Range<u64>) -> Vec<Entry> {
+        let entry = |id| Entry {
+            source,
+            id: (id, 0),
+            first_id: (id, 0),
+            message: Message::new(""),
+            attempts,
+            first_failed_at: None,
+        };
+        ids.map(entry).collect()
+    }
+
+    fn sorted(retry: Vec<Entry>, stream: Vec<Entry>, want: usize, count: usize) -> (Vec<u64>, Vec<u64>) {
+        let (keep, excess) = sort_out(retry, stream, want, count);
+        (keep.iter().map(|entry| entry.id.0).collect(), excess.iter().map(|(_, id)| id.0).collect())
+    }
+
+    #[test]
+    fn what_failed_is_not_read_ahead_and_nothing_overtakes() {
+        let retry = |attempts, ids| entries(Source::Retry, attempts, ids);
+        let stream = |ids| entries(Source::Stream, 0, ids);
+        assert_eq!(sorted(retry(1, 0..0), stream(0..3), 1, 3), (vec![0, 1, 2], vec![]));
+        // One too many, because each stream is counted by itself.
+        assert_eq!(sorted(retry(1, 0..1), stream(10..11), 1, 1), (vec![0], vec![10]));
+        assert_eq!(sorted(retry(1, 0..3), stream(10..11), 1, 4), (vec![0, 10], vec![1, 2]));
+        // Given back unread: may be read ahead, and the stream waits while more may be there.
+        assert_eq!(sorted(retry(0, 0..3), stream(10..13), 1, 3), (vec![0, 1, 2], vec![10, 11, 12]));
+        assert_eq!(sorted(retry(0, 0..2), stream(10..13), 1, 3), (vec![0, 1, 10], vec![11, 12]));
+    }
+
+    #[test]
+    fn reads_ahead_only_while_the_buffer_drains_fast() {
+        let mut state = State::default();
+        let mut read = |since: Duration, count| {
+            state.filled = Instant::now().checked_sub(since).map(|at| (at, count));
+            state.pace(100);
+            state.ahead
+        };
+        let fast = Duration::from_micros(100);
+        let ahead: Vec<usize> = (0..9).map(|_| read(fast, 1)).collect();
+        assert_eq!(ahead, [1, 2, 4, 8, 16, 32, 64, 100, 100]);
+        // 10 ms a message: as many as 100 ms cover.
+        assert!(read(Duration::from_millis(100), 10) <= 10);
+        assert_eq!(read(Duration::from_secs(1), 10), 0);
+        assert_eq!(read(fast, 1), 1);
+    }
+}

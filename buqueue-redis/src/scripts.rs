@@ -1,0 +1,303 @@
+//! The Lua scripts. Each is one atomic step at the server, by the server's clock.
+//!
+//! An entry of the retry stream is `i` (the id of the original), `a` (attempts before), `f` (time of the first
+//! failure in ms, or 0), followed by the fields of the original as they were. A member of the delayed set is the
+//! same list, packed; a member of the schedule is a unique string followed by the fields.
+
+use std::sync::LazyLock;
+
+use redis::{Cmd, Script};
+
+/// A script: sent by its hash, and as text where the server does not know it.
+pub(crate) struct Lua {
+    text: &'static str,
+    script: LazyLock<Script>,
+}
+
+impl Lua {
+    pub(crate) fn by_hash(&self) -> Cmd {
+        let mut cmd = redis::cmd("EVALSHA");
+        cmd.arg(self.script.get_hash());
+        cmd
+    }
+
+    pub(crate) fn by_text(&self) -> Cmd {
+        let mut cmd = redis::cmd("EVAL");
+        cmd.arg(self.text);
+        cmd
+    }
+}
+
+macro_rules! lua {
+    ($(#[$doc:meta])* $name:ident = $($text:expr),+) => {
+        $(#[$doc])*
+        pub(crate) static $name: Lua = Lua {
+            text: concat!($($text),+),
+            script: LazyLock::new(|| Script::new(concat!($($text),+))),
+        };
+    };
+}
+
+/// `now()` in ms as a number, `ms(n)` as text: Lua would write a time as 1.7e+12.
+macro_rules! clock {
+    () => {
+        "local function ms(n) return string.format('%.0f', n) end
+local function now() local t = redis.call('TIME') return t[1] * 1000 + math.floor(t[2] / 1000) end
+"
+    };
+}
+
+/// `discard(key, shared, ids)` deletes entries that this group is done with, unless another group of a shared
+/// stream still needs them; the trimmer deletes those later.
+macro_rules! discard {
+    () => {
+        "local function discard(key, shared, ids)
+  if shared and #redis.call('XINFO', 'GROUPS', key) > 1 then return end
+  redis.call('XDEL', key, unpack(ids))
+end
+"
+    };
+}
+
+/// `again(key, id, count, failed)` takes a pending entry out of `key` and gives it as a list for the retry
+/// stream; nil when there is nothing to retry. `count`: attempts that this delivery stands for.
+macro_rules! again {
+    () => {
+        "local function again(key, group, id, is_retry, count, failed)
+  local entry = redis.call('XRANGE', key, id, id)
+  if #entry == 0 then
+    redis.call('XACK', key, group, id)
+    return nil
+  end
+  local fields = entry[1][2]
+  if not is_retry then
+    local list = {'i', id, 'a', ms(count), 'f', count > 0 and failed or '0'}
+    for n = 1, #fields do list[n + 6] = fields[n] end
+    return list
+  end
+  fields[4] = ms((tonumber(fields[4]) or 0) + count)
+  if fields[6] == '0' and count > 0 then fields[6] = failed end
+  return fields
+end
+"
+    };
+}
+
+lua! {
+    /// Adds an entry unless its deduplication id is remembered; the id of the entry, or of the first one.
+    /// KEYS stream, dedup. ARGV window in ms, fields.
+    SEND_ONCE =
+    "local first = redis.call('GET', KEYS[2])
+if first then return first end
+local id = redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+redis.call('SET', KEYS[2], id, 'PX', ARGV[1])
+return id"
+}
+
+lua! {
+    /// Adds an entry now or later. KEYS stream, schedule, dedup (optional).
+    /// ARGV due in ms, unique id, window in ms, fields.
+    SEND_AT = clock!(),
+    "if KEYS[3] then
+  local first = redis.call('GET', KEYS[3])
+  if first then return first end
+end
+local id = ARGV[2]
+if tonumber(ARGV[1]) <= now() then
+  id = redis.call('XADD', KEYS[1], '*', unpack(ARGV, 4))
+else
+  redis.call('ZADD', KEYS[2], ARGV[1], cmsgpack.pack({ARGV[2], unpack(ARGV, 4)}))
+end
+if KEYS[3] then redis.call('SET', KEYS[3], id, 'PX', ARGV[3]) end
+return id"
+}
+
+lua! {
+    /// Acks entries and deletes them. KEYS stream, holds. ARGV group, shared (1: other groups may need them),
+    /// how, ids. `all`: how many were pending. `each`: 0 or 1 an id, for leases that may have run out.
+    ACK = discard!(),
+    "local ids = {unpack(ARGV, 4)}
+local outcome
+if ARGV[3] == 'all' then
+  outcome = redis.call('XACK', KEYS[1], ARGV[1], unpack(ids))
+  if outcome > 0 then discard(KEYS[1], ARGV[2] == '1', ids) end
+else
+  outcome = {}
+  local tag = ARGV[2] == '1' and 'm' or 'r'
+  local mine = {}
+  for n, id in ipairs(ids) do
+    outcome[n] = redis.call('XACK', KEYS[1], ARGV[1], id)
+    if outcome[n] == 1 then
+      mine[#mine + 1] = id
+      redis.call('ZREM', KEYS[2], tag .. id)
+    end
+  end
+  if #mine > 0 then discard(KEYS[1], ARGV[2] == '1', mine) end
+end
+return outcome"
+}
+
+lua! {
+    /// Puts pending entries back: 0 or 1 an id. KEYS source, retry, delayed, holds.
+    /// ARGV group, source is the retry stream (0, 1), counts as an attempt (0, 1), delay in ms, ids.
+    AGAIN = clock!(), discard!(), again!(),
+    "local outcome = {}
+local is_retry = ARGV[2] == '1'
+local delay = tonumber(ARGV[4])
+for n = 5, #ARGV do
+  local id = ARGV[n]
+  local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1)
+  outcome[n - 4] = 0
+  if #pending == 1 then
+    local count = pending[1][4]
+    if ARGV[3] == '0' then count = count - 1 end
+    local list = again(KEYS[1], ARGV[1], id, is_retry, count, ms(now()))
+    if list then
+      if delay > 0 then
+        redis.call('ZADD', KEYS[3], ms(now() + delay), cmsgpack.pack(list))
+      else
+        redis.call('XADD', KEYS[2], '*', unpack(list))
+      end
+      redis.call('XACK', KEYS[1], ARGV[1], id)
+      redis.call('ZREM', KEYS[4], (is_retry and 'r' or 'm') .. id)
+      discard(KEYS[1], not is_retry, {id})
+      outcome[n - 4] = 1
+    end
+  end
+end
+return outcome"
+}
+
+lua! {
+    /// Lets a lease end `by` from now; 0 when it is lost. KEYS source, holds.
+    /// ARGV group, id, by in ms, pending timeout in ms, tag.
+    EXTEND = clock!(),
+    "local pending = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[2], ARGV[2], 1)
+if #pending == 0 then return 0 end
+local by, timeout = tonumber(ARGV[3]), tonumber(ARGV[4])
+redis.call('XCLAIM', KEYS[1], ARGV[1], pending[1][2], 0, ARGV[2], 'IDLE', ms(math.max(0, timeout - by)), 'JUSTID')
+if by > timeout then
+  redis.call('ZADD', KEYS[2], ms(now() + by), ARGV[5] .. ARGV[2])
+else
+  redis.call('ZREM', KEYS[2], ARGV[5] .. ARGV[2])
+end
+return 1"
+}
+
+lua! {
+    /// Moves what is due, and what was not settled in time.
+    /// KEYS stream, retry, schedule, delayed, holds, broken.
+    /// ARGV group, consumer, pending timeout in ms, cursor of the stream, cursor of the retry stream.
+    /// Gives: ms until the next is due or -1; 1 when there is more to move at once; the cursors; 1 when a group
+    /// is gone.
+    MAINTAIN = clock!(), discard!(), again!(),
+    "local at = now()
+local more, moved, bytes = 0, 0, 0
+local function whole(list)
+  if type(list) ~= 'table' or #list < 2 or #list % 2 ~= 0 then return false end
+  for _, field in ipairs(list) do if type(field) ~= 'string' then return false end end
+  return true
+end
+local function move(set, stream, has_id)
+  while moved < 200 and bytes < 8000000 do
+    local due = redis.call('ZRANGEBYSCORE', set, '-inf', ms(at), 'LIMIT', 0, 1)
+    if #due == 0 then return end
+    local ok, list = pcall(cmsgpack.unpack, due[1])
+    if ok and has_id and type(list) == 'table' then table.remove(list, 1) end
+    if ok and whole(list) then
+      redis.call('XADD', stream, '*', unpack(list))
+    else
+      redis.call('RPUSH', KEYS[6], due[1])
+    end
+    redis.call('ZREM', set, due[1])
+    moved, bytes = moved + 1, bytes + #due[1]
+  end
+  more = 1
+end
+move(KEYS[3], KEYS[1], true)
+move(KEYS[4], KEYS[2], false)
+local function left(set)
+  local first = redis.call('ZRANGE', set, 0, 0, 'WITHSCORES')
+  return first[2] and math.max(0, tonumber(first[2]) - at) or -1
+end
+local next, delayed = left(KEYS[3]), left(KEYS[4])
+if next < 0 or (delayed >= 0 and delayed < next) then next = delayed end
+
+local gone = 0
+local timeout = tonumber(ARGV[3])
+local function reclaim(key, is_retry, cursor)
+  local stale = redis.pcall('XAUTOCLAIM', key, ARGV[1], ARGV[2], ARGV[3], cursor, 'COUNT', 100, 'JUSTID')
+  if stale.err then
+    if string.find(stale.err, 'NOGROUP') then gone = 1 return '0-0' end
+    error(stale)
+  end
+  for _, id in ipairs(stale[2]) do
+    local tag = (is_retry and 'r' or 'm') .. id
+    local hold = tonumber(redis.call('ZSCORE', KEYS[5], tag) or '0')
+    if hold > at then
+      redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'IDLE', ms(math.max(0, timeout - (hold - at))), 'JUSTID')
+    else
+      local pending = redis.call('XPENDING', key, ARGV[1], id, id, 1)
+      local list = again(key, ARGV[1], id, is_retry, pending[1] and pending[1][4] or 1, ms(at))
+      if list then
+        redis.call('XADD', KEYS[2], '*', unpack(list))
+        redis.call('XACK', key, ARGV[1], id)
+        discard(key, not is_retry, {id})
+      end
+    end
+  end
+  if stale[1] ~= '0-0' then more = 1 end
+  return stale[1]
+end
+local first = reclaim(KEYS[1], false, ARGV[4])
+local second = reclaim(KEYS[2], true, ARGV[5])
+redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', ms(at))
+return {ms(next), more, first, second, gone}"
+}
+
+lua! {
+    /// Deletes what every group is done with. KEYS stream.
+    TRIM =
+    "local function before(a, b)
+  local a1, a2 = string.match(a, '(%d+)-(%d+)')
+  local b1, b2 = string.match(b, '(%d+)-(%d+)')
+  if #a1 ~= #b1 then return #a1 < #b1 end
+  if a1 ~= b1 then return a1 < b1 end
+  if #a2 ~= #b2 then return #a2 < #b2 end
+  return a2 < b2
+end
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local least
+local deleted = 0
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local name, last
+  for n = 1, #group, 2 do
+    if group[n] == 'name' then name = group[n + 1] end
+    if group[n] == 'last-delivered-id' then last = group[n + 1] end
+  end
+  local pending = redis.call('XPENDING', KEYS[1], name)
+  local from = pending[1] > 0 and pending[2] or last
+  if not least or before(from, least) then least = from end
+end
+if least then deleted = redis.call('XTRIM', KEYS[1], 'MINID', '=', least) end
+return deleted"
+}
+
+lua! {
+    /// Removes a consumer that has nothing pending. KEYS stream, retry. ARGV group, consumer.
+    LEAVE =
+    "for _, key in ipairs(KEYS) do
+  local consumers = redis.pcall('XINFO', 'CONSUMERS', key, ARGV[1])
+  if not consumers.err then
+    for _, consumer in ipairs(consumers) do
+      local name, pending
+      for n = 1, #consumer, 2 do
+        if consumer[n] == 'name' then name = consumer[n + 1] end
+        if consumer[n] == 'pending' then pending = consumer[n + 1] end
+      end
+      if name == ARGV[2] and pending == 0 then redis.call('XGROUP', 'DELCONSUMER', key, ARGV[1], name) end
+    end
+  end
+end
+return 1"
+}
