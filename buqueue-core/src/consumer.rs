@@ -105,11 +105,19 @@ impl<B: Backend> Consumer<B> {
     /// [`InvalidConfig`](ErrorKind::InvalidConfig) and the like, and [`ShuttingDown`](ErrorKind::ShuttingDown) once
     /// the consumer is stopped.
     pub async fn receive(&mut self) -> Result<Delivery> {
+        match self.next_ready()? {
+            Some(delivery) => Ok(delivery),
+            // Boxed, so that the future of a receive that need not wait stays small enough to be moved cheaply.
+            None => Box::pin(self.wait()).await,
+        }
+    }
+
+    async fn wait(&mut self) -> Result<Delivery> {
         loop {
+            self.fill(ONE).await?;
             if let Some(delivery) = self.next_ready()? {
                 return Ok(delivery);
             }
-            self.fill(ONE).await?;
         }
     }
 
@@ -328,7 +336,7 @@ impl<B: Backend> QueueConsumer for Consumer<B> {
     fn receive(&mut self) -> QueueFuture<'_, Result<Delivery>> {
         match self.next_ready() {
             Ok(Some(delivery)) => QueueFuture::ready(Ok(delivery)),
-            Ok(None) => QueueFuture::pending(Self::receive(self)),
+            Ok(None) => QueueFuture::pending(self.wait()),
             Err(error) => QueueFuture::ready(Err(error)),
         }
     }

@@ -1,6 +1,7 @@
 //! One delivery: the message, and the one chance to settle it.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -130,9 +131,13 @@ impl Delivery {
     /// [`LeaseExpired`](ErrorKind::LeaseExpired) when the broker has given the message to somebody else, where it
     /// can tell; [`ConnectionLost`](ErrorKind::ConnectionLost) and [`Timeout`](ErrorKind::Timeout) when it is open
     /// whether the broker knows. In each case the message may be delivered again.
-    pub async fn ack(mut self) -> Result<()> {
-        self.open = false;
-        self.lease.ack(self.index).await.map_err(|error| self.stamp(error, "ack"))
+    pub fn ack(self) -> impl Future<Output = Result<()>> + Send + 'static {
+        // A block, not an `async fn`: it holds the delivery once, and stays small enough to be moved cheaply.
+        let mut delivery = self;
+        async move {
+            delivery.open = false;
+            delivery.lease.ack(delivery.index).await.map_err(|error| delivery.stamp(error, "ack"))
+        }
     }
 
     /// Acks many deliveries at once: one round trip where the broker allows it.

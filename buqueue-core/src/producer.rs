@@ -56,7 +56,8 @@ impl<B: Backend> Producer<B> {
         self.check(&message).map_err(stamp::<B>("send"))?;
         match self.inner.driver.send_ready(message) {
             Ok(outcome) => outcome,
-            Err(message) => self.inner.driver.send(message).await,
+            // Boxed, so that the future of a send that need not wait stays small enough to be moved cheaply.
+            Err(message) => Box::pin(self.inner.driver.send(message)).await,
         }
         .map_err(stamp::<B>("send"))
     }

@@ -1,11 +1,11 @@
 //! What a consumer shares with its deliveries and handles, and how it ends.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::{Pin, pin};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -27,7 +27,7 @@ pub(crate) struct Shared {
     pub(crate) in_flight: InFlight,
     pub(crate) abandoned: AtomicU64,
     pub(crate) dead_lettered: AtomicU64,
-    stopped: Notify,
+    stopped: WakerSlot,
     drain_timeout: Duration,
     drain_deadline: OnceLock<Instant>,
     closer: Arc<dyn Closer>,
@@ -48,7 +48,7 @@ impl Shared {
             in_flight: InFlight::default(),
             abandoned: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
-            stopped: Notify::new(),
+            stopped: WakerSlot::default(),
             drain_timeout,
             drain_deadline: OnceLock::new(),
             closer,
@@ -62,21 +62,25 @@ impl Shared {
 
     /// Runs `future` until it ends or the consumer is stopped, whichever is first; `None` when stopped.
     ///
-    /// The loser is dropped, so `future` must be cancel-safe.
+    /// The loser is dropped, so `future` must be cancel-safe. Only one task at a time waits here: the one that holds
+    /// the consumer.
     pub(crate) async fn until_stopped<F: Future>(&self, future: F) -> Option<F::Output> {
-        let mut stopped = pin!(self.stopped.notified());
-        // Registered before the flag is read, so that a stop in between is not missed.
-        stopped.as_mut().enable();
-        if self.is_stopped() {
-            return None;
-        }
-        Race { future: pin!(future), stopped }.await
+        let mut future = pin!(future);
+        poll_fn(|context| {
+            if let Poll::Ready(output) = future.as_mut().poll(context) {
+                return Poll::Ready(Some(output));
+            }
+            self.stopped.register(context.waker());
+            // Read after the waker is in place, so that a stop in between is not missed.
+            if self.is_stopped() { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await
     }
 
     /// Stops new deliveries, waits for those in flight, closes. Any number of callers may do this at once.
     pub(crate) async fn finish(&self) {
         self.in_flight.close();
-        self.stopped.notify_waiters();
+        self.stopped.wake();
         // The first caller sets the deadline for all of them.
         let deadline = *self.drain_deadline.get_or_init(|| Instant::now() + self.drain_timeout);
         // Running out of time is not an error: what is left is redelivered when its lease runs out.
@@ -100,19 +104,25 @@ impl fmt::Debug for Shared {
     }
 }
 
-struct Race<'a, F, S> {
-    future: Pin<&'a mut F>,
-    stopped: Pin<&'a mut S>,
-}
+/// The waker of the one task that waits. It stays registered between waits: a wake too many costs one poll, and
+/// registering anew for each message costs more than the message.
+#[derive(Default)]
+struct WakerSlot(Mutex<Option<Waker>>);
 
-impl<F: Future, S: Future> Future for Race<'_, F, S> {
-    type Output = Option<F::Output>;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        if let Poll::Ready(output) = self.future.as_mut().poll(context) {
-            return Poll::Ready(Some(output));
+impl WakerSlot {
+    fn register(&self, waker: &Waker) {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *slot {
+            Some(registered) => registered.clone_from(waker),
+            None => *slot = Some(waker.clone()),
         }
-        self.stopped.as_mut().poll(context).map(|_| None)
+    }
+
+    fn wake(&self) {
+        let waker = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct Chunk {
     open: AtomicUsize,
     /// Where the queue's state keeps this chunk.
     pub(crate) place: usize,
-    pub(crate) consumer: u64,
+    pub(crate) consumer: usize,
     lease_ms: u64,
 }
 
@@ -38,7 +38,7 @@ fn leased_until(end: u64) -> u64 {
 }
 
 impl Chunk {
-    pub(crate) fn new(queue: Arc<Queue>, slots: Block, place: usize, consumer: u64, lease_ms: u64) -> Self {
+    pub(crate) fn new(queue: Arc<Queue>, slots: Block, place: usize, consumer: usize, lease_ms: u64) -> Self {
         let open = AtomicUsize::new(slots.len() + 1);
         Self { queue, slots, cursor: AtomicUsize::new(0), open, place, consumer, lease_ms }
     }

@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Duration;
 
 use buqueue_core::{Message, MessageId};
@@ -69,18 +70,11 @@ pub(crate) struct Queue {
     started_at: DateTime<Utc>,
     capacity: usize,
     deduplication_window: Duration,
-    /// Wakes one waiting consumer.
-    ready: Notify,
     /// Wakes one waiting producer.
     space: Notify,
-    pub(crate) consumers_waiting: AtomicUsize,
-    /// Some waiting consumer wakes at this time by itself, so that not all of them do. `u64::MAX`: none. Raised to
-    /// `MAX` by anybody, lowered only under the lock.
-    armed: AtomicU64,
     /// Whether messages are ready, for a look without the lock.
     ready_hint: AtomicBool,
     producers_waiting: AtomicUsize,
-    next_consumer: AtomicU64,
 }
 
 /// What the lock guards. No method of it waits.
@@ -99,10 +93,29 @@ pub(crate) struct State {
     free_places: Vec<usize>,
     /// No lease ends before this.
     next_lease_end: u64,
-    /// A consumer was woken and has not looked yet: at most one, whoever comes next passes it on.
+    /// One seat a consumer; a free seat is used again.
+    seats: Vec<Seat>,
+    free_seats: Vec<usize>,
+    /// The seats of the consumers that wait, longest first.
+    waiters: VecDeque<usize>,
+    /// A consumer was woken and has not looked yet: at most one, and whoever looks passes the wake on.
     wake_pending: bool,
+    /// One waiting consumer wakes by itself at this time, so that not all of them need to.
+    armed: Option<Armed>,
     /// How many consumers may have messages leased ahead, for others to take.
     pub(crate) leased_ahead: usize,
+}
+
+#[derive(Default)]
+struct Seat {
+    waker: Option<Waker>,
+    /// In `waiters`.
+    queued: bool,
+}
+
+struct Armed {
+    at: u64,
+    seat: usize,
 }
 
 /// What the queue answers to a send.
@@ -125,20 +138,20 @@ impl Queue {
                 chunks: Vec::new(),
                 free_places: Vec::new(),
                 next_lease_end: u64::MAX,
+                seats: Vec::new(),
+                free_seats: Vec::new(),
+                waiters: VecDeque::new(),
                 wake_pending: false,
+                armed: None,
                 leased_ahead: 0,
             }),
             started: Instant::now(),
             started_at: Utc::now(),
             capacity,
             deduplication_window,
-            ready: Notify::new(),
             space: Notify::new(),
-            consumers_waiting: AtomicUsize::new(0),
-            armed: AtomicU64::new(u64::MAX),
             ready_hint: AtomicBool::new(false),
             producers_waiting: AtomicUsize::new(0),
-            next_consumer: AtomicU64::new(0),
         }
     }
 
@@ -148,10 +161,6 @@ impl Queue {
 
     pub(crate) fn deduplication_window(&self) -> Duration {
         self.deduplication_window
-    }
-
-    pub(crate) fn new_consumer(&self) -> u64 {
-        self.next_consumer.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The largest chunk a consumer leases ahead of need: small beside the capacity, so that a full queue stays full.
@@ -256,43 +265,17 @@ impl Queue {
     /// Releases the lock and wakes a waiting consumer if there is something for one: a message, or an earlier time
     /// to wake at.
     pub(crate) fn wake_consumer(&self, mut state: MutexGuard<'_, State>) {
-        let ready = state.ready > 0;
-        self.ready_hint.store(ready, Ordering::Relaxed);
-        let news = ready || state.next_look() < self.armed.load(Ordering::SeqCst);
-        if !news || state.wake_pending || self.consumers_waiting.load(Ordering::SeqCst) == 0 {
-            return;
-        }
-        state.wake_pending = true;
+        self.ready_hint.store(state.ready > 0, Ordering::Relaxed);
+        let waker = state.next_wake();
         drop(state);
-        self.ready.notify_one();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// Whether a look at the queue is likely to find a message.
     pub(crate) fn is_ready(&self) -> bool {
         self.ready_hint.load(Ordering::Relaxed)
-    }
-
-    pub(crate) async fn woken(&self) {
-        self.ready.notified().await;
-    }
-
-    /// Takes on watching the clock, if nobody watches it closely enough: the time to wake at.
-    pub(crate) fn arm(&self, state: &State) -> Option<u64> {
-        let next = state.next_look();
-        if next >= self.armed.load(Ordering::SeqCst) {
-            return None;
-        }
-        self.armed.store(next, Ordering::SeqCst);
-        Some(next)
-    }
-
-    /// Stops watching the clock; somebody else has to, if anybody waits.
-    pub(crate) fn disarm(&self, at: u64) {
-        let mine = self.armed.compare_exchange(at, u64::MAX, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-        // One of those who wait is the caller.
-        if mine && self.consumers_waiting.load(Ordering::SeqCst) > 1 {
-            self.ready.notify_one();
-        }
     }
 
     /// Puts a message that was handed out back to the head of the queue.
@@ -317,7 +300,7 @@ impl Queue {
     }
 
     /// Hands what a consumer leased and did not hand out back to the queue, in order.
-    pub(crate) fn return_unread(&self, consumer: u64) {
+    pub(crate) fn return_unread(&self, consumer: usize) {
         let mut state = self.lock();
         let chunks: Vec<_> =
             state.chunks.iter().flatten().filter(|chunk| chunk.consumer == consumer).cloned().collect();
@@ -476,9 +459,64 @@ impl State {
         self.chunks.iter().flatten().find(|chunk| chunk.has_unread())
     }
 
-    /// A consumer that was woken has come to look.
-    pub(crate) fn wake_taken(&mut self) {
-        self.wake_pending = false;
+    /// A place to wait, for the life of a consumer.
+    pub(crate) fn take_seat(&mut self) -> usize {
+        self.free_seats.pop().unwrap_or_else(|| {
+            self.seats.push(Seat::default());
+            self.seats.len() - 1
+        })
+    }
+
+    pub(crate) fn free_seat(&mut self, seat: usize) {
+        self.seats[seat] = Seat::default();
+        self.free_seats.push(seat);
+    }
+
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiters.len()
+    }
+
+    /// The consumer waits from now on; tells when it has to wake by itself, if it is for it to watch the clock.
+    pub(crate) fn wait(&mut self, seat: usize, waker: &Waker) -> Option<u64> {
+        match &mut self.seats[seat].waker {
+            Some(registered) => registered.clone_from(waker),
+            registered => *registered = Some(waker.clone()),
+        }
+        self.seats[seat].queued = true;
+        self.waiters.push_back(seat);
+        let at = self.next_look();
+        let earlier = at < self.armed.as_ref().map_or(u64::MAX, |armed| armed.at);
+        earlier.then(|| {
+            self.armed = Some(Armed { at, seat });
+            at
+        })
+    }
+
+    /// The consumer waits no longer: it was woken, or its time came, or it gave up.
+    pub(crate) fn stop_waiting(&mut self, seat: usize) {
+        if std::mem::take(&mut self.seats[seat].queued) {
+            self.waiters.retain(|waiter| *waiter != seat);
+        } else {
+            self.wake_pending = false;
+        }
+        if self.armed.as_ref().is_some_and(|armed| armed.seat == seat) {
+            self.armed = None;
+        }
+    }
+
+    /// The waker of the consumer that has to look now.
+    fn next_wake(&mut self) -> Option<Waker> {
+        if self.wake_pending || self.waiters.is_empty() {
+            return None;
+        }
+        let armed = self.armed.as_ref().map_or(u64::MAX, |armed| armed.at);
+        if self.ready == 0 && self.next_look() >= armed {
+            return None;
+        }
+        let seat = self.waiters.pop_front()?;
+        self.seats[seat].queued = false;
+        self.wake_pending = true;
+        self.seats[seat].waker.take()
     }
 }
 
