@@ -154,9 +154,8 @@ impl Consumer for MemoryConsumer {
     }
 
     async fn fetch(&mut self, max: NonZeroUsize, wait: Duration, out: &mut Vec<Received>) -> Result<()> {
-        let give_up = self.queue.now().saturating_add(millis_up(wait));
-        let mut turn = Turn { consumer: self, waiting: false };
-        poll_fn(|context| turn.poll(context, max.get(), give_up, out)).await;
+        let mut turn = Turn { consumer: self, waiting: false, wait, give_up: None };
+        poll_fn(|context| turn.poll(context, max.get(), out)).await;
         Ok(())
     }
 
@@ -169,19 +168,16 @@ impl Consumer for MemoryConsumer {
 struct Turn<'a> {
     consumer: &'a mut MemoryConsumer,
     waiting: bool,
+    wait: Duration,
+    give_up: Option<u64>,
 }
 
 impl Turn<'_> {
-    fn poll(
-        &mut self,
-        context: &mut Context<'_>,
-        max: usize,
-        give_up: u64,
-        out: &mut Vec<Received>,
-    ) -> Poll<()> {
+    fn poll(&mut self, context: &mut Context<'_>, max: usize, out: &mut Vec<Received>) -> Poll<()> {
         let MemoryConsumer { queue, hand, alarm, closed } = &mut *self.consumer;
         loop {
             let now = queue.now();
+            let give_up = *self.give_up.get_or_insert_with(|| now.saturating_add(millis_up(self.wait)));
             let mut state = queue.lock();
             if std::mem::take(&mut self.waiting) {
                 state.stop_waiting(hand.seat);

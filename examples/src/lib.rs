@@ -1,1 +1,1 @@
-//! Examples.
+//! The examples of buqueue; run one with `cargo run --example NAME`.

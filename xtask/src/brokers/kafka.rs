@@ -16,9 +16,9 @@ pub const KAFKA: Kafka = Kafka;
 
 const POM: &str = include_str!("../../assets/kafka/pom.xml");
 const LOGGING: &str = include_str!("../../assets/kafka/log4j2.properties");
-const ENDPOINT: &str = "127.0.0.1:49092";
-const PORT: u16 = 49092;
-const CONTROLLER_PORT: u16 = 49093;
+const ENDPOINT: &str = "127.0.0.1:19092";
+const PORT: u16 = 19092;
+const CONTROLLER_PORT: u16 = 19093;
 /// Any identity will do for a cluster that nothing else will ever join.
 const CLUSTER: &str = "YnVxdWV1ZS1rYWZrYS0wMQ";
 

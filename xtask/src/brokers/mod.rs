@@ -45,8 +45,8 @@ pub const ABOUT: &str =
 /// How long a broker may take to answer after its processes were started.
 const READY: Duration = Duration::from_secs(90);
 
-/// How long to wait for a port. Ours are among those that the system gives to outgoing connections,
-/// and one that was given to a connection stays blocked for a minute after its end.
+/// How long to wait for a port: one that connections have just used can stay blocked for a minute. Ours lie below
+/// those that the system gives to outgoing connections.
 const PORT_FREE: Duration = Duration::from_secs(70);
 
 /// One environment variable that tells the tests where a broker is.

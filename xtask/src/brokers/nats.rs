@@ -17,8 +17,8 @@ pub struct Nats;
 
 pub const NATS: Nats = Nats;
 
-const PORT: u16 = 44222;
-const MONITOR_PORT: u16 = 48222;
+const PORT: u16 = 14222;
+const MONITOR_PORT: u16 = 18222;
 const OLDEST: (u32, u32) = (2, 12);
 /// For machines that are no Debian but have Go.
 const MODULE: &str = "github.com/nats-io/nats-server/v2@v2.12.0";

@@ -180,10 +180,10 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_taken_apart() -> Result<()> {
-        let address = Address::parse("redis://:s3cret@127.0.0.1:46381", 6379)?;
+        let address = Address::parse("redis://:s3cret@127.0.0.1:16381", 6379)?;
         assert_eq!(address.user, None);
         assert_eq!(address.password.as_deref(), Some("s3cret"));
-        assert_eq!(address.first()?, ("127.0.0.1", 46381));
+        assert_eq!(address.first()?, ("127.0.0.1", 16381));
 
         let address = Address::parse("amqp://guest:guest@rabbit/%2f", 5672)?;
         assert_eq!(address.user.as_deref(), Some("guest"));
@@ -193,7 +193,7 @@ mod tests {
         let address = Address::parse("one:1,two:2", 9092)?;
         assert_eq!(address.hosts, [("one".to_owned(), 1), ("two".to_owned(), 2)]);
 
-        assert_eq!(Address::parse("http://[::1]:49324", 80)?.first()?, ("::1", 49324));
+        assert_eq!(Address::parse("http://[::1]:19324", 80)?.first()?, ("::1", 19324));
         assert!(Address::parse("nats://host:port", 4222).is_err());
         Ok(())
     }

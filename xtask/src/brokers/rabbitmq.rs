@@ -15,11 +15,11 @@ pub struct RabbitMq;
 
 pub const RABBITMQ: RabbitMq = RabbitMq;
 
-const PORT: u16 = 45672;
-const MANAGEMENT_PORT: u16 = 45673;
-const DISTRIBUTION_PORT: u16 = 45674;
+const PORT: u16 = 17672;
+const MANAGEMENT_PORT: u16 = 17673;
+const DISTRIBUTION_PORT: u16 = 17674;
 /// The Erlang port mapper's: with one of our own, other Erlang programs of this machine are none of our business.
-const EPMD_PORT: u16 = 45675;
+const EPMD_PORT: u16 = 17675;
 
 impl Broker for RabbitMq {
     fn name(&self) -> &'static str {

@@ -29,13 +29,13 @@ pub const TLS: Redis = Redis { setup: Setup::Tls };
 pub const SENTINEL: Redis = Redis { setup: Setup::Sentinel };
 pub const CLUSTER: Redis = Redis { setup: Setup::Cluster };
 
-const PORT: u16 = 46379;
-const TLS_PORT: u16 = 46380;
-const AUTH_PORT: u16 = 46381;
-const PRIMARY_PORT: u16 = 46390;
-const REPLICA_PORT: u16 = 46391;
-const SENTINELS: [(&str, u16); 3] = [("sentinel-1", 46392), ("sentinel-2", 46393), ("sentinel-3", 46394)];
-const NODES: [(&str, u16); 3] = [("node-1", 46400), ("node-2", 46401), ("node-3", 46402)];
+const PORT: u16 = 16379;
+const TLS_PORT: u16 = 16380;
+const AUTH_PORT: u16 = 16381;
+const PRIMARY_PORT: u16 = 16390;
+const REPLICA_PORT: u16 = 16391;
+const SENTINELS: [(&str, u16); 3] = [("sentinel-1", 16392), ("sentinel-2", 16393), ("sentinel-3", 16394)];
+const NODES: [(&str, u16); 3] = [("node-1", 16400), ("node-2", 16401), ("node-3", 16402)];
 const SERVICE: &str = "buqueue-primary";
 const PASSWORD: &str = "s3cret";
 

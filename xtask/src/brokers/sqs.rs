@@ -15,8 +15,8 @@ pub const SQS: Sqs = Sqs;
 const POM: &str = include_str!("../../assets/elasticmq/pom.xml");
 const CONFIG: &str = include_str!("../../assets/elasticmq/elasticmq.conf");
 const LIBRARIES: &str = "elasticmq";
-const ENDPOINT: &str = "http://127.0.0.1:49324";
-const PORT: u16 = 49324;
+const ENDPOINT: &str = "http://127.0.0.1:19324";
+const PORT: u16 = 19324;
 
 impl Broker for Sqs {
     fn name(&self) -> &'static str {

@@ -1,0 +1,206 @@
+//! An order's life: sent, received, failed once, retried, reminded of later, dead, and brought back.
+//!
+//! `cargo run --example quickstart` runs on the in-memory backend; `QUEUE_BACKEND=redis` runs the same story on a
+//! Redis server (`REDIS_URL`, default `redis://127.0.0.1:6379`).
+
+#![expect(clippy::print_stdout, reason = "an example talks to a person")]
+
+use std::time::Duration;
+
+use buqueue::memory::{MemoryBackend, MemoryConfig};
+use buqueue::prelude::*;
+use buqueue::redis::{RedisBackend, RedisConfig};
+use chrono::Utc;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Serialize, Deserialize)]
+struct OrderPlaced {
+    order_id: u64,
+    customer: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Reminder {
+    order_id: u64,
+}
+
+type Pair = (Box<dyn QueueProducer>, Box<dyn QueueConsumer>);
+
+/// The one place that knows the broker. Everything below is the same on all of them.
+struct Broker {
+    backend: String,
+    memory: MemoryConfig,
+    run: String,
+}
+
+impl Broker {
+    fn from_env() -> Self {
+        let backend = std::env::var("QUEUE_BACKEND").unwrap_or_else(|_| "memory".to_owned());
+        // Each run has queues of its own, so that it does not meet what an earlier one left.
+        let run = format!("quickstart-{}-{}", std::process::id(), Utc::now().timestamp_millis());
+        Self { backend, memory: MemoryConfig::default(), run }
+    }
+
+    fn name(&self, queue: &str) -> String {
+        format!("{}-{queue}", self.run)
+    }
+
+    async fn open(&self, queue: &str, dlq: Option<DlqConfig>) -> Result<Pair, BuqueueError> {
+        let queue = self.name(queue);
+        match self.backend.as_str() {
+            "redis" => {
+                let url = std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned());
+                let config =
+                    RedisConfig { url, stream: queue, group: "orders".to_owned(), ..Default::default() };
+                let builder = RedisBackend::builder(config).make_dynamic();
+                match dlq {
+                    Some(dlq) => builder.dead_letter_queue(dlq).build_pair().await,
+                    None => builder.build_pair().await,
+                }
+            }
+            "memory" => {
+                let builder =
+                    MemoryBackend::builder(MemoryConfig { queue, ..self.memory.clone() }).make_dynamic();
+                match dlq {
+                    Some(dlq) => builder.dead_letter_queue(dlq).build_pair().await,
+                    None => builder.build_pair().await,
+                }
+            }
+            other => Err(BuqueueError::new(
+                ErrorKind::InvalidConfig,
+                format!("QUEUE_BACKEND: must be memory or redis, is {other:?}"),
+            )),
+        }
+    }
+}
+
+fn title(text: &str) {
+    println!("\n\x1b[1m{text}\x1b[0m");
+}
+
+fn step(sign: &str, text: impl AsRef<str>) {
+    println!("  {sign} {}", text.as_ref());
+}
+
+#[tokio::main]
+async fn main() -> Result<(), BuqueueError> {
+    let broker = Broker::from_env();
+    println!("buqueue quickstart on {}", broker.backend);
+
+    let dlq = DlqConfig { destination: broker.name("orders-dead"), max_receive_count: 2 };
+    let (producer, mut consumer) = broker.open("orders", Some(dlq)).await?;
+    let (_, mut dead) = broker.open("orders-dead", None).await?;
+
+    title("1. An order is placed, and processed");
+    let order = OrderPlaced { order_id: 99281, customer: "alice".to_owned() };
+    let message =
+        Message::from_json_with_key(&order, "orders.placed")?.with_header("source-service", "checkout");
+    producer.send(message).await?;
+    step("→", "sent order 99281 with key orders.placed");
+    let delivery = consumer.receive().await?;
+    let received: OrderPlaced = delivery.payload_json()?;
+    step(
+        "←",
+        format!(
+            "received order {} of {}, attempt {}",
+            received.order_id,
+            received.customer,
+            delivery.delivery_count()
+        ),
+    );
+    delivery.ack().await?;
+    step("✓", "acked: the broker has forgotten it");
+
+    title("2. The payment service is down for a moment");
+    producer
+        .send(Message::from_json_with_key(
+            &OrderPlaced { order_id: 99282, customer: "bob".to_owned() },
+            "orders.placed",
+        )?)
+        .await?;
+    let delivery = consumer.receive().await?;
+    step("✗", format!("order 99282 failed, attempt {}; try again in 300 ms", delivery.delivery_count()));
+    let failed_at = Utc::now();
+    delivery.nack_after(Duration::from_millis(300)).await?;
+    let delivery = consumer.receive().await?;
+    assert!((Utc::now() - failed_at).num_milliseconds() >= 300, "a retry is never early");
+    step("←", format!("order 99282 is back, attempt {}, and not a moment early", delivery.delivery_count()));
+    assert_eq!(delivery.delivery_count(), 2);
+    delivery.ack().await?;
+    step("✓", "acked");
+
+    title("3. A reminder for later");
+    let due = Utc::now() + Duration::from_secs(1);
+    producer.send_at(Message::from_json_with_key(&Reminder { order_id: 99281 }, "reminders")?, due).await?;
+    step("→", "scheduled a reminder one second ahead; the broker keeps it, not this process");
+    assert!(consumer.try_receive().await?.is_none(), "a schedule is invisible until its time");
+    step("·", "nothing to see yet");
+    let delivery = consumer.receive().await?;
+    let late = (Utc::now() - due).num_milliseconds();
+    assert!(late >= 0, "a schedule is never early");
+    let reminder: Reminder = delivery.payload_json()?;
+    step(
+        "←",
+        format!(
+            "reminder for order {}, {} after its time",
+            reminder.order_id,
+            if late <= 1000 { "less than a second" } else { "some time" }
+        ),
+    );
+    delivery.ack().await?;
+
+    title("4. An order that nobody can process");
+    producer
+        .send(
+            Message::from_json_with_key(
+                &OrderPlaced { order_id: 13, customer: "mallory".to_owned() },
+                "orders.placed",
+            )?
+            .with_header("schema-version", "3"),
+        )
+        .await?;
+    for _ in 0..2 {
+        let delivery = consumer.receive().await?;
+        step("✗", format!("order 13 failed, attempt {} of 2", delivery.delivery_count()));
+        delivery.nack().await?;
+    }
+    let letter = dead.receive().await?;
+    step(
+        "☠",
+        format!(
+            "order 13 is in the dead letter queue after {} attempts: {}",
+            letter.delivery_count(),
+            letter.header("buqueue-dlq-reason").unwrap_or("no reason"),
+        ),
+    );
+    assert!(consumer.try_receive().await?.is_none(), "the queue itself is empty");
+
+    title("5. The bug is fixed; the order gets another chance");
+    letter.redrive(&producer).await?;
+    step("↺", "redriven with its headers and key");
+    let delivery = consumer.receive().await?;
+    step(
+        "←",
+        format!(
+            "order 13 is back: attempt {}, key {}, schema-version {}",
+            delivery.delivery_count(),
+            delivery.routing_key().unwrap_or("none"),
+            delivery.header("schema-version").unwrap_or("none"),
+        ),
+    );
+    delivery.ack().await?;
+    step("✓", "acked");
+
+    title("6. Time to go");
+    let shutdown = consumer.shutdown_handle();
+    let signal = tokio::spawn(async move { shutdown.shutdown().await });
+    while let Some(delivery) = consumer.receive_graceful().await {
+        delivery.ack().await?;
+    }
+    signal.await.map_err(|error| {
+        BuqueueError::new(ErrorKind::ShuttingDown, "the shutdown task").with_source(error)
+    })?;
+    step("✓", "drained and closed; nothing was lost");
+    println!();
+    Ok(())
+}
