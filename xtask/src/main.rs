@@ -1,8 +1,10 @@
 //! The project's own commands, run as `cargo xtask COMMAND`.
 
+mod bench;
 mod brokers;
 mod error;
 mod process;
+mod test;
 
 use std::process::ExitCode;
 
@@ -16,12 +18,11 @@ struct Command {
     run: fn(&[String]) -> Result<()>,
 }
 
-const COMMANDS: &[Command] = &[Command {
-    name: "brokers",
-    arguments: brokers::ARGUMENTS,
-    about: brokers::ABOUT,
-    run: brokers::command,
-}];
+const COMMANDS: &[Command] = &[
+    Command { name: "test", arguments: test::ARGUMENTS, about: test::ABOUT, run: test::command },
+    Command { name: "brokers", arguments: brokers::ARGUMENTS, about: brokers::ABOUT, run: brokers::command },
+    Command { name: "bench", arguments: bench::ARGUMENTS, about: bench::ABOUT, run: bench::command },
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -1,0 +1,296 @@
+//! Everything that must hold before a change lands, and the summary of what was seen.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::brokers::{self, Endpoint};
+use crate::error::{Context, Error, Result, bail};
+use crate::process::{find_program, note, say};
+
+pub const ARGUMENTS: &str = "[--runs N] [--conformance] [FILTER]";
+pub const ABOUT: &str =
+    "    Brings up what the tests need and runs everything: formatting, lints, tests, doctests, docs, the
+    dependency tree, the quickstart. Ends with the cases passed and excluded per backend.
+
+    --conformance   only the conformance suite of each backend
+    --runs N        the tests N times over, to find what fails now and then
+    FILTER          only tests whose name contains it, as in `cargo test`
+
+    A broker that cannot be had is skipped loudly; with CI set in the environment it is a failure.
+";
+
+/// The brokers that tests use, each its own set-up.
+const BROKERS: &[&str] = &["redis", "redis-auth", "redis-tls", "redis-sentinel", "redis-cluster"];
+
+/// The packages with a conformance suite.
+const BACKENDS: &[&str] = &["buqueue-memory", "buqueue-redis"];
+
+pub fn command(arguments: &[String]) -> Result<()> {
+    let mut runs = 1;
+    let mut conformance = false;
+    let mut filter = None;
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--runs" => {
+                let count = arguments.next().and_then(|count| count.parse().ok()).filter(|count| *count > 0);
+                runs = count.ok_or_else(|| Error::new("--runs takes a number of at least 1"))?;
+            }
+            "--conformance" => conformance = true,
+            other if other.starts_with('-') => bail!("unknown option `{other}`"),
+            other => filter = Some(other.to_owned()),
+        }
+    }
+    let mut report = Report::default();
+    let environment = brokers_up(&mut report)?;
+    if !conformance && filter.is_none() {
+        report.step("formatting", cargo(&["fmt", "--all", "--check"]))?;
+        report.step(
+            "lints",
+            cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
+        )?;
+    }
+    for run in 1..=runs {
+        let mut test = cargo(&["test", "--no-fail-fast"]);
+        if conformance {
+            test.args(BACKENDS.iter().flat_map(|backend| ["-p", backend])).args(["--test", "conformance"]);
+        } else {
+            test.args(["--workspace", "--all-features"]);
+        }
+        test.envs(environment.iter().map(|endpoint| (endpoint.variable, &endpoint.value)));
+        if let Some(filter) = &filter {
+            test.arg(filter);
+        }
+        test.args(["--", "--nocapture"]);
+        let name = if runs > 1 { format!("tests, run {run} of {runs}") } else { "tests".to_owned() };
+        report.tests(&name, test)?;
+    }
+    if !conformance && filter.is_none() {
+        let mut docs = cargo(&["doc", "--workspace", "--all-features", "--no-deps", "--quiet"]);
+        docs.env("RUSTDOCFLAGS", "-D warnings");
+        report.step("docs", docs)?;
+        report.check("dependency tree", dependency_tree());
+        report
+            .step("quickstart on memory", quietly(cargo(&["run", "--quiet", "--example", "quickstart"])))?;
+        if let Some(redis) = environment.iter().find(|endpoint| endpoint.variable == "BUQUEUE_TEST_REDIS") {
+            let mut story = quietly(cargo(&["run", "--quiet", "--example", "quickstart"]));
+            story.env("QUEUE_BACKEND", "redis").env("REDIS_URL", &redis.value);
+            report.step("quickstart on redis", story)?;
+        }
+        for (tool, arguments) in [("cargo-deny", ["deny", "check"].as_slice()), ("typos", &[])] {
+            if find_program(tool).is_none() {
+                report.skipped.push(format!("{tool}: not installed"));
+            } else if arguments.is_empty() {
+                report.step(tool, Command::new(tool))?;
+            } else {
+                report.step(tool, cargo(arguments))?;
+            }
+        }
+    }
+    report.finish()
+}
+
+/// Starts the brokers, one after the other, so that one that cannot be had does not hide the others.
+fn brokers_up(report: &mut Report) -> Result<Vec<Endpoint>> {
+    let required = in_ci();
+    let mut environment = Vec::new();
+    for name in BROKERS {
+        match brokers::up(&[name]) {
+            Ok(endpoints) => environment.extend(endpoints),
+            Err(error) if required => {
+                return Err(error).context(|| format!("{name} cannot be had, and CI is set"));
+            }
+            Err(error) => {
+                note(&format!("SKIPPING every test that needs {name}: {error}"));
+                report.skipped.push(format!("{name}: cannot be had"));
+            }
+        }
+    }
+    if required {
+        environment.push(Endpoint { variable: "BUQUEUE_TEST_REQUIRE", value: "1".to_owned() });
+    }
+    let own = std::env::current_exe()?.display().to_string();
+    environment.push(Endpoint { variable: "BUQUEUE_XTASK", value: own });
+    Ok(environment)
+}
+
+fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false" && value != "0")
+}
+
+fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+fn quietly(mut command: Command) -> Command {
+    command.stdout(Stdio::null());
+    command
+}
+
+pub fn root() -> &'static Path {
+    // This file lives in `xtask/src`, two levels below.
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// No backend pulls another's client, and the plain facade pulls next to nothing.
+fn dependency_tree() -> Result<String> {
+    let crates = |features: &str| -> Result<Vec<String>> {
+        let mut tree =
+            cargo(&["tree", "-p", "buqueue", "-e", "normal", "--prefix", "none", "--format", "{p}"]);
+        tree.args(["--no-default-features", "--features", features]);
+        let text = crate::process::output(&mut tree)?;
+        let mut names: Vec<String> =
+            text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+        names.sort();
+        names.dedup();
+        Ok(names)
+    };
+    let memory = crates("memory")?;
+    let redis = crates("redis")?;
+    for foreign in ["redis", "syn", "tracing", "opentelemetry"] {
+        if memory.iter().any(|name| name == foreign) {
+            bail!("feature memory pulls {foreign}");
+        }
+    }
+    if memory.len() > 17 {
+        bail!("feature memory pulls {} crates, the limit is 17: {memory:?}", memory.len());
+    }
+    for foreign in ["async-nats", "lapin", "rdkafka", "aws-sdk-sqs", "opentelemetry"] {
+        if redis.iter().any(|name| name == foreign) {
+            bail!("feature redis pulls {foreign}");
+        }
+    }
+    Ok(format!("memory {} crates, redis {} crates, our own included", memory.len(), redis.len()))
+}
+
+#[derive(Default)]
+struct Counts {
+    passed: usize,
+    excluded: BTreeMap<String, String>,
+    skipped: usize,
+}
+
+#[derive(Default)]
+struct Report {
+    steps: Vec<(String, Duration, Result<String>)>,
+    backends: BTreeMap<String, Counts>,
+    failed: Vec<String>,
+    skipped: Vec<String>,
+    tests_passed: usize,
+    tests_failed: usize,
+}
+
+impl Report {
+    /// Runs one command; a failure is noted, and the rest is run all the same.
+    fn step(&mut self, name: &str, mut command: Command) -> Result<()> {
+        note(&format!("== {name}"));
+        let start = Instant::now();
+        let status = command.status().context(|| format!("{name}: cannot start {command:?}"))?;
+        let outcome = if status.success() { Ok(String::new()) } else { Err(Error::new(status.to_string())) };
+        self.steps.push((name.to_owned(), start.elapsed(), outcome));
+        Ok(())
+    }
+
+    fn check(&mut self, name: &str, outcome: Result<String>) {
+        note(&format!("== {name}"));
+        self.steps.push((name.to_owned(), Duration::ZERO, outcome));
+    }
+
+    /// Runs the tests, passes their output on, and counts.
+    fn tests(&mut self, name: &str, mut command: Command) -> Result<()> {
+        note(&format!("== {name}"));
+        let start = Instant::now();
+        let mut child = command.stdout(Stdio::piped()).spawn().context(|| "cargo test".to_owned())?;
+        let Some(output) = child.stdout.take() else { bail!("cargo test has no output") };
+        let reader = thread::spawn(move || {
+            BufReader::new(output).lines().map_while(Result::ok).inspect(|line| say(line)).collect()
+        });
+        let lines: Vec<String> = reader.join().map_err(|_| Error::new("cannot read the tests' output"))?;
+        let status = child.wait()?;
+        let (mut passed, mut failed) = (0, 0);
+        for line in &lines {
+            self.case(line);
+            if let Some(result) = line.trim().strip_prefix("test result: ") {
+                let number = |word: &str| {
+                    let before = result.split(word).next()?;
+                    before.split_whitespace().last()?.parse::<usize>().ok()
+                };
+                passed += number("passed").unwrap_or(0);
+                failed += number("failed").unwrap_or(0);
+            } else if let Some(test) =
+                line.strip_prefix("    ").filter(|rest| rest.contains("::") && !rest.contains(' '))
+            {
+                self.failed.push(test.to_owned());
+            }
+        }
+        self.tests_passed += passed;
+        self.tests_failed += failed;
+        let outcome = if status.success() {
+            Ok(format!("{passed} passed"))
+        } else {
+            Err(Error::new(format!("{failed} failed, {passed} passed")))
+        };
+        self.steps.push((name.to_owned(), start.elapsed(), outcome));
+        Ok(())
+    }
+
+    /// `conformance <backend> <group>::<name>: passed`, or `excluded, because …`, or `skipped, because …`. The test
+    /// runner may have begun the line.
+    fn case(&mut self, line: &str) {
+        let Some((_, case)) = line.split_once("conformance ") else { return };
+        let Some((place, verdict)) = case.split_once(": ") else { return };
+        let Some((backend, name)) = place.split_once(' ') else { return };
+        let counts = self.backends.entry(backend.to_owned()).or_default();
+        if verdict == "passed" {
+            counts.passed += 1;
+        } else if let Some(why) = verdict.strip_prefix("excluded, because ") {
+            counts.excluded.insert(name.to_owned(), why.to_owned());
+        } else if verdict.starts_with("skipped") {
+            counts.skipped += 1;
+        }
+    }
+
+    fn finish(mut self) -> Result<()> {
+        say("\n== summary");
+        for (name, took, outcome) in &self.steps {
+            let seconds = took.as_secs_f64();
+            match outcome {
+                Ok(fact) if fact.is_empty() => say(&format!("ok      {seconds:6.1} s  {name}")),
+                Ok(fact) => say(&format!("ok      {seconds:6.1} s  {name}: {fact}")),
+                Err(error) => say(&format!("FAILED  {seconds:6.1} s  {name}: {error}")),
+            }
+        }
+        for (backend, counts) in &self.backends {
+            say(&format!(
+                "conformance {backend}: {} cases passed, {} excluded, {} skipped",
+                counts.passed,
+                counts.excluded.len(),
+                counts.skipped
+            ));
+            for (case, why) in &counts.excluded {
+                say(&format!("    excluded {case}: {why}"));
+            }
+        }
+        for what in &self.skipped {
+            say(&format!("SKIPPED {what}"));
+        }
+        self.failed.sort();
+        self.failed.dedup();
+        for test in &self.failed {
+            say(&format!("FAILED  {test}"));
+        }
+        let failed = self.steps.iter().filter(|(_, _, outcome)| outcome.is_err()).count();
+        // Alone on its line and last, for whoever reads only that.
+        say(&format!("{} passed, {} failed", self.tests_passed, self.tests_failed));
+        if failed > 0 {
+            bail!("{failed} of {} steps failed", self.steps.len());
+        }
+        Ok(())
+    }
+}
