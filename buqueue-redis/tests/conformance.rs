@@ -43,7 +43,8 @@ impl Harness for Redis {
     type Backend = RedisBackend;
 
     async fn connect() -> Result<Self, Skip> {
-        let url = std::env::var("BUQUEUE_TEST_REDIS").map_err(|_| Skip::new("BUQUEUE_TEST_REDIS is not set"))?;
+        let url =
+            std::env::var("BUQUEUE_TEST_REDIS").map_err(|_| Skip::new("BUQUEUE_TEST_REDIS is not set"))?;
         Ok(Self { url })
     }
 
@@ -150,7 +151,9 @@ impl Harness for Redis {
     fn clashing(&self, setup: &Setup) -> Hook<QueueBuilder<RedisBackend>> {
         // The schedule of the queue is a sorted set, and can be no stream.
         let _ = setup;
-        Err(Excluded::new("a stream has no settings that could clash; other types of key: see tests/redis.rs"))
+        Err(Excluded::new(
+            "a stream has no settings that could clash; other types of key: see tests/redis.rs",
+        ))
     }
 
     fn invalid(&self, setup: &Setup) -> Vec<(QueueBuilder<RedisBackend>, &'static str)> {

@@ -1,0 +1,495 @@
+//! What only Redis has: its key types, its groups, its deployments, its keys beside the stream.
+//!
+//! Each test says which server it needs by the variable that it reads, and is skipped, loudly, where that is not
+//! set; `BUQUEUE_TEST_REQUIRE=1` makes it fail instead.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use buqueue_core::{Consumer, Delivery, DlqConfig, ErrorKind, Message, Producer, QueueBuilder};
+use buqueue_redis::{RedisBackend, RedisBuilderExt, RedisConfig};
+use chrono::Utc;
+use redis::Value;
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// The endpoint, or `None` and a word about it.
+fn endpoint(variable: &str) -> Option<String> {
+    let endpoint = std::env::var(variable).ok();
+    if endpoint.is_none() {
+        assert!(
+            std::env::var_os("BUQUEUE_TEST_REQUIRE").is_none_or(|value| value != "1"),
+            "BUQUEUE_TEST_REQUIRE is set, and {variable} is not"
+        );
+        println!("skipped, because {variable} is not set");
+    }
+    endpoint
+}
+
+fn config(url: &str) -> RedisConfig {
+    RedisConfig {
+        url: url.to_owned(),
+        stream: support::unique("test"),
+        group: "workers".to_owned(),
+        consumer: support::unique("consumer"),
+        ..RedisConfig::default()
+    }
+}
+
+fn another(config: &RedisConfig) -> RedisConfig {
+    RedisConfig { consumer: support::unique("consumer"), ..config.clone() }
+}
+
+async fn pair(config: &RedisConfig) -> (Producer<RedisBackend>, Consumer<RedisBackend>) {
+    RedisBackend::builder(config.clone()).build_pair().await.unwrap()
+}
+
+async fn consumer(config: &RedisConfig) -> Consumer<RedisBackend> {
+    RedisBackend::builder(config.clone()).build_consumer().await.unwrap()
+}
+
+async fn receive(consumer: &mut Consumer<RedisBackend>) -> Delivery {
+    timeout(SOON, consumer.receive()).await.expect("a message in time").unwrap()
+}
+
+async fn nothing_within(consumer: &mut Consumer<RedisBackend>, wait: Duration) {
+    if let Ok(received) = timeout(wait, consumer.receive()).await {
+        panic!("received {received:?}");
+    }
+}
+
+async fn query(url: &str, words: &[&[u8]]) -> Value {
+    let mut cmd = redis::Cmd::new();
+    for word in words {
+        cmd.arg(*word);
+    }
+    support::query(url, &cmd).await
+}
+
+async fn length(url: &str, key: &str) -> i64 {
+    match query(url, &[b"XLEN", key.as_bytes()]).await {
+        Value::Int(length) => length,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn until(what: &str, mut met: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !met().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn foreign_entries_with_duplicate_and_binary_field_names_block_nothing() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let (producer, mut consumer) = pair(&config).await;
+    let stream = config.stream.as_bytes();
+    query(&url, &[b"XADD", stream, b"*", b"\xff\xfe", b"raw", b"ok", b"v", b"\xff\xfe", b"x"]).await;
+    query(&url, &[b"XADD", stream, b"*", b"twice", b"1", b"twice", b"2", b"payload", b"body"]).await;
+    producer.send(Message::new("ours")).await.unwrap();
+
+    let first = receive(&mut consumer).await;
+    assert_eq!((first.payload().as_ref(), first.header("ok")), (b"raw".as_slice(), Some("v")));
+    let second = receive(&mut consumer).await;
+    assert_eq!((second.payload().as_ref(), second.header("twice")), (b"body".as_slice(), Some("1")));
+    // A foreign entry is retried as it was.
+    second.nack().await.unwrap();
+    first.ack().await.unwrap();
+    let mut again = Vec::new();
+    for _ in 0..2 {
+        let delivery = receive(&mut consumer).await;
+        again.push((delivery.payload().to_vec(), delivery.delivery_count(), delivery.headers().len()));
+        delivery.ack().await.unwrap();
+    }
+    again.sort();
+    assert_eq!(again, [(b"body".to_vec(), 2, 1), (b"ours".to_vec(), 1, 0)]);
+}
+
+#[tokio::test]
+async fn a_key_of_another_type_is_named_with_both_types() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    query(&url, &[b"SET", config.stream.as_bytes(), b"x"]).await;
+    let producer = RedisBackend::builder(config.clone()).build_producer().await.unwrap_err();
+    let consumer = RedisBackend::builder(config.clone()).build_consumer().await.unwrap_err();
+    for error in [producer, consumer] {
+        assert_eq!(error.kind, ErrorKind::InvalidConfig);
+        for word in [config.stream.as_str(), "stream", "string"] {
+            assert!(error.message().contains(word), "{error}");
+        }
+    }
+    query(&url, &[b"DEL", config.stream.as_bytes()]).await;
+    // And later, under a running producer.
+    let producer = RedisBackend::builder(config.clone()).build_producer().await.unwrap();
+    query(&url, &[b"SET", config.stream.as_bytes(), b"x"]).await;
+    let error = producer.send(Message::new("x")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidConfig);
+    assert!(error.message().contains(&config.stream), "{error}");
+    query(&url, &[b"DEL", config.stream.as_bytes()]).await;
+}
+
+#[tokio::test]
+async fn wrong_and_missing_passwords_are_refused_without_being_shown() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS_AUTH") else { return };
+    let (_, host) = url.rsplit_once('@').unwrap();
+    for wrong in [
+        format!("redis://:canary@{host}"),
+        format!("redis://nobody:canary@{host}"),
+        format!("redis://{host}"),
+    ] {
+        let builder = RedisBackend::builder(config(&wrong));
+        assert!(!format!("{builder:?}").contains("canary"));
+        let error = builder.build_producer().await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error:?}");
+        assert!(!format!("{error:?} {error}").contains("canary"));
+    }
+    let (producer, mut consumer) = pair(&config(&url)).await;
+    producer.send(Message::new("x")).await.unwrap();
+    receive(&mut consumer).await.ack().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_unreachable_server_is_a_lost_connection_in_time() {
+    // Reserved for documentation: packets go nowhere, or are refused.
+    let builder = RedisBackend::builder(config("redis://192.0.2.1:6379"));
+    let begin = Instant::now();
+    let error = builder.connection_timeout(Duration::from_millis(300)).build_producer().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::ConnectionLost, "{error:?}");
+    assert!(begin.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test]
+async fn a_flushed_database_is_built_up_again() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    // A database of its own, so that flushing it hurts nobody else.
+    let url = format!("{url}/15");
+    let (producer, mut consumer) = pair(&config(&url)).await;
+    producer.send(Message::new("before")).await.unwrap();
+    let held = receive(&mut consumer).await;
+    let waiting = tokio::spawn(async move { (receive(&mut consumer).await, consumer) });
+    // The consumer waits at the server when the database is flushed.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    query(&url, &[b"FLUSHDB"]).await;
+    producer.send(Message::new("after")).await.unwrap();
+    let (delivery, _consumer) = waiting.await.unwrap();
+    assert_eq!(delivery.payload().as_ref(), b"after");
+    delivery.ack().await.unwrap();
+    assert_eq!(held.ack().await.unwrap_err().kind, ErrorKind::LeaseExpired);
+}
+
+#[tokio::test]
+async fn a_destroyed_group_is_created_again_and_nothing_unsettled_is_lost() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let (producer, mut consumer) = pair(&config).await;
+    for payload in ["a", "b"] {
+        producer.send(Message::new(payload)).await.unwrap();
+    }
+    receive(&mut consumer).await.ack().await.unwrap();
+    let held = receive(&mut consumer).await;
+    query(&url, &[b"XGROUP", b"DESTROY", config.stream.as_bytes(), b"workers"]).await;
+    producer.send(Message::new("c")).await.unwrap();
+    for expected in ["b", "c"] {
+        let delivery = receive(&mut consumer).await;
+        assert_eq!(delivery.payload().as_ref(), expected.as_bytes());
+        delivery.ack().await.unwrap();
+    }
+    assert_eq!(held.ack().await.unwrap_err().kind, ErrorKind::LeaseExpired);
+}
+
+#[tokio::test]
+async fn acknowledged_entries_are_deleted() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let (producer, mut consumer) = pair(&config).await;
+    let total = 100_000;
+    let sending = tokio::spawn(async move {
+        for _ in 0..total / 1000 {
+            producer.send_batch(vec![Message::new("x"); 1000]).await.unwrap();
+        }
+    });
+    let mut received = 0;
+    while received < total {
+        let batch = timeout(SOON, consumer.receive_batch(100)).await.unwrap().unwrap();
+        received += batch.len();
+        Delivery::ack_all(batch).await.unwrap();
+    }
+    sending.await.unwrap();
+    assert_eq!(length(&url, &config.stream).await, 0);
+    query(&url, &[b"DEL", config.stream.as_bytes()]).await;
+}
+
+#[tokio::test]
+async fn entries_stay_until_the_slowest_group_is_done_and_go_then() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let slow = RedisConfig { group: "slow".to_owned(), ..another(&config) };
+    let (producer, mut fast) = pair(&config).await;
+    let mut slow = consumer(&slow).await;
+    for number in 0..20 {
+        producer.send(Message::new(number.to_string())).await.unwrap();
+    }
+    let mut acked = 0;
+    while acked < 20 {
+        let delivery = receive(&mut fast).await;
+        // Also on the way over the retry stream.
+        if delivery.payload().as_ref() == b"7" && delivery.delivery_count() == 1 {
+            delivery.nack().await.unwrap();
+        } else {
+            delivery.ack().await.unwrap();
+            acked += 1;
+        }
+    }
+    for number in 0..20 {
+        let delivery = receive(&mut slow).await;
+        assert_eq!(
+            (delivery.payload().as_ref(), delivery.delivery_count()),
+            (number.to_string().as_bytes(), 1)
+        );
+        delivery.ack().await.unwrap();
+    }
+    until("the stream is trimmed", async || length(&url, &config.stream).await <= 1).await;
+}
+
+#[tokio::test]
+async fn a_lease_that_runs_out_moves_and_the_late_settle_is_told() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = RedisConfig { pending_timeout: Duration::from_millis(600), ..config(&url) };
+    let (producer, mut first) = pair(&config).await;
+    let mut second = consumer(&another(&config)).await;
+    producer.send(Message::new("x")).await.unwrap();
+    let late = receive(&mut first).await;
+    let again = receive(&mut second).await;
+    assert_eq!(again.delivery_count(), 2);
+    assert!(again.first_failed_at().is_some());
+    assert_eq!(late.extend_visibility(SOON).await.unwrap_err().kind, ErrorKind::LeaseExpired);
+    assert_eq!(late.ack().await.unwrap_err().kind, ErrorKind::LeaseExpired);
+    let first_failed_at = again.first_failed_at();
+    let third = receive(&mut first).await;
+    assert_eq!((third.delivery_count(), third.first_failed_at()), (3, first_failed_at));
+    assert_eq!(again.nack().await.unwrap_err().kind, ErrorKind::LeaseExpired);
+    third.ack().await.unwrap();
+    assert_eq!(length(&url, &config.stream).await, 0);
+}
+
+#[tokio::test]
+async fn a_lease_is_extended_beyond_the_pending_timeout() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = RedisConfig { pending_timeout: Duration::from_millis(400), ..config(&url) };
+    let (producer, mut first) = pair(&config).await;
+    let mut second = consumer(&another(&config)).await;
+    producer.send(Message::new("x")).await.unwrap();
+    let begin = Instant::now();
+    let held = receive(&mut first).await;
+    held.extend_visibility(Duration::from_millis(1500)).await.unwrap();
+    let again = receive(&mut second).await;
+    let after = begin.elapsed();
+    assert!(after >= Duration::from_millis(1500) && after < Duration::from_millis(2500), "{after:?}");
+    again.extend_visibility(Duration::from_millis(1200)).await.unwrap();
+    nothing_within(&mut first, Duration::from_millis(800)).await;
+    again.ack().await.unwrap();
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_schedule_that_cannot_be_read_holds_nothing_up() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let schedule = format!("{{{}}}:schedule", config.stream);
+    query(&url, &[b"ZADD", schedule.as_bytes(), b"1", b"\xc1 not what buqueue writes"]).await;
+    query(&url, &[b"ZADD", schedule.as_bytes(), b"2", b""]).await;
+    let (producer, mut consumer) = pair(&config).await;
+    let at = Utc::now() + chrono::TimeDelta::milliseconds(300);
+    producer.send_at(Message::new("x").with_header("h", "v").with_routing_key("k"), at).await.unwrap();
+    let delivery = receive(&mut consumer).await;
+    assert!(Utc::now() >= at);
+    assert_eq!((delivery.header("h"), delivery.routing_key()), (Some("v"), Some("k")));
+    delivery.ack().await.unwrap();
+    let broken = format!("{{{}}}:broken", config.stream);
+    assert_eq!(query(&url, &[b"LLEN", broken.as_bytes()]).await, Value::Int(2));
+    query(&url, &[b"DEL", broken.as_bytes()]).await;
+}
+
+#[tokio::test]
+async fn a_cancelled_receive_hides_nothing_from_a_prompt_look() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let (producer, mut consumer) = pair(&config(&url)).await;
+    for round in 0..20 {
+        nothing_within(&mut consumer, Duration::from_millis(20)).await;
+        producer.send(Message::new(round.to_string())).await.unwrap();
+        let begin = Instant::now();
+        let delivery = consumer.try_receive().await.unwrap().expect("the message is visible");
+        assert!(begin.elapsed() < Duration::from_millis(500), "{:?}", begin.elapsed());
+        assert_eq!(
+            (delivery.payload().as_ref(), delivery.delivery_count()),
+            (round.to_string().as_bytes(), 1)
+        );
+        delivery.ack().await.unwrap();
+    }
+    assert!(consumer.try_receive().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_was_read_ahead_goes_back_uncounted_and_in_order() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let (producer, mut first) = pair(&config).await;
+    let numbers =
+        |from: usize, to: usize| (from..to).map(|n| Message::new(n.to_string())).collect::<Vec<_>>();
+    producer.send_batch(numbers(0, 300)).await.unwrap();
+    // Fast enough to be read ahead for, then stalled.
+    for number in 0..100 {
+        let delivery = receive(&mut first).await;
+        assert_eq!(delivery.payload().as_ref(), number.to_string().as_bytes());
+        delivery.ack().await.unwrap();
+    }
+    let held = receive(&mut first).await;
+    // Another consumer gets all the others, although the first has some of them in its buffer.
+    let mut second = consumer(&another(&config)).await;
+    let mut others = Vec::new();
+    while others.len() < 199 {
+        let delivery = receive(&mut second).await;
+        assert_eq!(delivery.delivery_count(), 1);
+        others.push(String::from_utf8(delivery.payload().to_vec()).unwrap().parse::<usize>().unwrap());
+        delivery.ack().await.unwrap();
+    }
+    others.sort_unstable();
+    assert_eq!(others, (101..300).collect::<Vec<_>>());
+    held.ack().await.unwrap();
+
+    // And to one consumer alone they come in order.
+    drop(second);
+    producer.send_batch(numbers(0, 200)).await.unwrap();
+    for number in 0..200 {
+        if number == 100 {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+        }
+        let delivery = receive(&mut first).await;
+        assert_eq!(
+            (delivery.payload().as_ref(), delivery.delivery_count()),
+            (number.to_string().as_bytes(), 1)
+        );
+        delivery.ack().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_message_that_always_fails_does_not_starve_the_stream() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let (producer, mut consumer) = pair(&config(&url)).await;
+    producer.send(Message::new("poison")).await.unwrap();
+    for _ in 0..20 {
+        producer.send(Message::new("good")).await.unwrap();
+    }
+    let (mut good, mut poison) = (0, 0);
+    while good < 20 {
+        let delivery = receive(&mut consumer).await;
+        if delivery.payload().as_ref() == b"good" {
+            good += 1;
+            delivery.ack().await.unwrap();
+        } else {
+            poison += 1;
+            assert_eq!(delivery.delivery_count(), poison);
+            delivery.nack().await.unwrap();
+        }
+        assert!(poison < 100, "{good} good ones after {poison} attempts");
+    }
+}
+
+#[tokio::test]
+async fn a_closed_consumer_leaves_the_group() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let (producer, mut consumer) = pair(&config).await;
+    producer.send(Message::new("x")).await.unwrap();
+    receive(&mut consumer).await.ack().await.unwrap();
+    consumer.shutdown_handle().shutdown().await;
+    let consumers =
+        query(&url, &[b"XINFO", b"CONSUMERS", config.stream.as_bytes(), config.group.as_bytes()]).await;
+    assert_eq!(consumers, Value::Array(Vec::new()));
+}
+
+async fn whole_story(build: impl Fn(RedisConfig) -> QueueBuilder<RedisBackend>, config: RedisConfig) {
+    let dead_stream = format!("{{{}}}:dead", config.stream);
+    let dead_config = RedisConfig { stream: dead_stream.clone(), ..another(&config) };
+    let dlq = DlqConfig { destination: dead_stream, max_receive_count: 3 };
+    let mut dead = build(dead_config).build_consumer().await.unwrap();
+    let (producer, mut consumer) = build(config).dead_letter_queue(dlq).build_pair().await.unwrap();
+    let once = || Message::new("once").with_deduplication_id("id");
+    let first = producer.send(once()).await.unwrap();
+    assert_eq!(producer.send(once()).await.unwrap(), first);
+    producer
+        .send_batch(vec![once(), Message::new("a").with_header("h", "v"), Message::new("b")])
+        .await
+        .unwrap();
+    producer.send_at(Message::new("later"), Utc::now() + chrono::TimeDelta::milliseconds(300)).await.unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 7 {
+        let delivery = receive(&mut consumer).await;
+        let payload = String::from_utf8(delivery.payload().to_vec()).unwrap();
+        seen.push(format!("{payload}{}", delivery.delivery_count()));
+        match (payload.as_str(), delivery.delivery_count()) {
+            ("a", 1) => delivery.nack_after(Duration::from_millis(100)).await.unwrap(),
+            ("a" | "b", 1 | 2) => delivery.nack().await.unwrap(),
+            ("a", _) => delivery.nack().await.unwrap(),
+            _ => delivery.ack().await.unwrap(),
+        }
+        if seen.last().is_some_and(|last| last == "a3") {
+            let letter = receive(&mut dead).await;
+            assert_eq!((letter.payload().as_ref(), letter.header("h")), (b"a".as_slice(), Some("v")));
+            assert_eq!(letter.delivery_count(), 3);
+            letter.ack().await.unwrap();
+        }
+    }
+    assert!(consumer.try_receive().await.unwrap().is_none() || seen.len() < 8);
+    seen.sort();
+    assert!(seen.contains(&"once1".to_owned()) && seen.contains(&"b3".to_owned()), "{seen:?}");
+    consumer.shutdown_handle().shutdown().await;
+}
+
+#[tokio::test]
+async fn one_server_tells_the_whole_story() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    whole_story(RedisBackend::builder, config(&url)).await;
+    // The newer protocol has other shapes of reply.
+    whole_story(RedisBackend::builder, config(&format!("{url}/?protocol=resp3"))).await;
+}
+
+#[tokio::test]
+async fn tls_is_used_and_the_authority_is_checked() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS_TLS") else { return };
+    let Some(file) = endpoint("BUQUEUE_TEST_REDIS_TLS_CA") else { return };
+    let authority = std::fs::read(file).unwrap();
+    whole_story(|config| RedisBackend::builder(config).ca_certificate(authority.clone()), config(&url)).await;
+    let error = RedisBackend::builder(config(&url)).build_producer().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+}
+
+#[tokio::test]
+async fn the_primary_is_found_through_sentinels() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS_SENTINEL") else { return };
+    whole_story(RedisBackend::builder, config(&url)).await;
+    let (known, _) = url.rsplit_once('/').unwrap();
+    let error = RedisBackend::builder(config(&format!("{known}/nobody"))).build_producer().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::ConnectionLost, "{error:?}");
+}
+
+#[tokio::test]
+async fn a_cluster_is_used_with_and_without_hash_tags() {
+    let Some(nodes) = endpoint("BUQUEUE_TEST_REDIS_CLUSTER") else { return };
+    let nodes: Vec<String> = nodes.trim_start_matches("redis://").split(',').map(str::to_owned).collect();
+    let url = format!("redis://{}", nodes[0]);
+    let build = |config| RedisBackend::builder(config).cluster_nodes(nodes.clone());
+    for stream in [support::unique("test"), format!("{{{}}}:orders", support::unique("test"))] {
+        whole_story(build, RedisConfig { stream, ..config(&url) }).await;
+    }
+    let config = RedisConfig { stream: "a}b".to_owned(), ..config(&url) };
+    let error =
+        build(RedisConfig { stream: "{}ab".to_owned(), ..config }).build_producer().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+}
