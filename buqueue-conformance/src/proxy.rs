@@ -23,6 +23,7 @@ pub struct FaultProxy {
 #[derive(Debug, Clone, Copy, Default)]
 struct Faults {
     accepted: u64,
+    refused: u64,
     /// Connections below this number are closed.
     cut_below: u64,
     /// Connections below this number are silent: what is sent vanishes, and nobody is told.
@@ -56,6 +57,12 @@ impl FaultProxy {
     #[must_use]
     pub fn accepted(&self) -> u64 {
         self.faults.borrow().accepted
+    }
+
+    /// How many connections have been refused so far.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.faults.borrow().refused
     }
 
     /// Closes all connections at once. New ones are welcome.
@@ -102,6 +109,7 @@ async fn accept(
         // What has ended is forgotten.
         while connections.try_join_next().is_some() {}
         if watched.borrow().refuse {
+            faults.send_modify(|faults| faults.refused += 1);
             continue;
         }
         let mut number = 0;
@@ -223,6 +231,7 @@ mod tests {
         let (proxy, _server) = echo().await;
         proxy.refuse(true);
         assert!(!timeout(LONG, says_back(&mut connect(&proxy).await, b"ping")).await.unwrap());
+        assert_eq!(proxy.refused(), 1);
         proxy.refuse(false);
         assert!(timeout(LONG, says_back(&mut connect(&proxy).await, b"ping")).await.unwrap());
     }

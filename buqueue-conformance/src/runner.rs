@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 use buqueue_core::Support;
@@ -14,10 +15,13 @@ pub type Outcome = Result<(), Excluded>;
 
 /// A case as the macro hands it over.
 #[doc(hidden)]
-pub(crate) type Body<H> = for<'a> fn(&'a Ctx<H>) -> Pin<Box<dyn Future<Output = Outcome> + Send + 'a>>;
+pub(crate) type Body<H> = for<'a> fn(&'a Ctx<H>) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 
 /// No case runs longer than this.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
+
+/// A case that has not even noticed its time limit after this has blocked its thread.
+const BLOCKED: Duration = Duration::from_secs(10);
 
 /// Cases that restart the broker take it exclusively, all others share it.
 static GATE: RwLock<()> = RwLock::const_new(());
@@ -35,20 +39,34 @@ enum Verdict {
 /// When the case fails, or takes longer than a minute.
 #[doc(hidden)]
 pub fn run<H: Harness>(case: Case, module: &'static str, body: Body<H>) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.unwrap_or_else(|error| panic!("no runtime: {error}"));
-    // On a task of its own, so that the time limit also catches a case that blocks its thread.
-    let verdict = runtime.block_on(async {
-        match tokio::spawn(verdict::<H>(case, module, body)).await {
-            Ok(verdict) => verdict,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+    let (started, has_started) = mpsc::channel();
+    let (ended, has_ended) = mpsc::channel();
+    // On a thread of its own, which is left behind should the case block it.
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.unwrap_or_else(|error| panic!("no runtime: {error}"));
+        let verdict = runtime.block_on(verdict::<H>(case, module, body, started));
+        runtime.shutdown_timeout(Duration::from_secs(2));
+        drop(ended.send(verdict));
     });
-    runtime.shutdown_timeout(Duration::from_secs(2));
-    report(H::name(), case, &verdict);
+    // Fails when the case ended before it began: excluded, skipped or panicked.
+    drop(has_started.recv());
+    match has_ended.recv_timeout(TIME_LIMIT + BLOCKED) {
+        Ok(verdict) => report(H::name(), case, &verdict),
+        Err(RecvTimeoutError::Timeout) => panic!("{}::{} blocks its thread", case.group, case.name),
+        Err(RecvTimeoutError::Disconnected) => match thread.join() {
+            Ok(()) => unreachable!("a case that ends gives a verdict"),
+            Err(panic) => std::panic::resume_unwind(panic),
+        },
+    }
 }
 
-async fn verdict<H: Harness>(case: Case, module: &'static str, body: Body<H>) -> Verdict {
+async fn verdict<H: Harness>(
+    case: Case,
+    module: &'static str,
+    body: Body<H>,
+    started: mpsc::Sender<()>,
+) -> Verdict {
     let harness = match H::connect().await {
         Ok(harness) => harness,
         Err(skip) if std::env::var_os("BUQUEUE_TEST_REQUIRE").is_some_and(|value| value == "1") => {
@@ -69,15 +87,11 @@ async fn verdict<H: Harness>(case: Case, module: &'static str, body: Body<H>) ->
     } else {
         _together = GATE.read().await;
     }
-    let mut running = tokio::spawn(async move { body(&cx).await });
-    match tokio::time::timeout(TIME_LIMIT, &mut running).await {
-        Ok(Ok(Ok(()))) => Verdict::Passed,
-        Ok(Ok(Err(excluded))) => Verdict::Excluded(excluded),
-        Ok(Err(error)) => std::panic::resume_unwind(error.into_panic()),
-        Err(_) => {
-            running.abort();
-            panic!("{}::{} has not ended within {} s", case.group, case.name, TIME_LIMIT.as_secs())
-        }
+    drop(started);
+    match tokio::time::timeout(TIME_LIMIT, body(&cx)).await {
+        Ok(Ok(())) => Verdict::Passed,
+        Ok(Err(excluded)) => Verdict::Excluded(excluded),
+        Err(_) => panic!("{}::{} has not ended within {} s", case.group, case.name, TIME_LIMIT.as_secs()),
     }
 }
 

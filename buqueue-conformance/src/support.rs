@@ -40,11 +40,11 @@ pub fn within<F: Future>(limit: Duration, what: &str, future: F) -> impl Future<
 /// # Panics
 /// With `what` when the answer is still no after `limit`.
 #[track_caller]
-pub fn eventually<F, Fut>(limit: Duration, what: &str, mut ask: F) -> impl Future<Output = ()>
-where
-    F: FnMut() -> Fut,
-    Fut: Future<Output = bool>,
-{
+pub fn eventually(
+    limit: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut() -> bool,
+) -> impl Future<Output = ()> {
     let caller = Location::caller();
     async move {
         let deadline = Instant::now() + limit;

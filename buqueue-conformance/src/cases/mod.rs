@@ -3,5 +3,23 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a case that cannot go on has failed")]
 #![expect(clippy::missing_errors_doc, reason = "a case returns an error only to exclude itself")]
 
+pub mod ack;
+pub mod batch;
+pub mod bounds;
 pub mod build;
+pub mod cancel;
+pub mod dedup;
+pub mod dlq;
+pub mod dynamic;
+pub mod errors;
+pub mod groups;
+pub mod headers;
+pub mod nack;
+pub mod order;
+pub mod process;
+pub mod receive;
+pub mod reconnect;
+pub mod schedule;
 pub mod send;
+pub mod shutdown;
+pub mod stream;
