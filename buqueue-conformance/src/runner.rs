@@ -50,7 +50,7 @@ pub fn run<H: Harness>(case: Case, module: &'static str, body: Body<H>) {
         drop(ended.send(verdict));
     });
     // Fails when the case ended before it began: excluded, skipped or panicked.
-    drop(has_started.recv());
+    let _ended_early = has_started.recv();
     match has_ended.recv_timeout(TIME_LIMIT + BLOCKED) {
         Ok(verdict) => report(H::name(), case, &verdict),
         Err(RecvTimeoutError::Timeout) => panic!("{}::{} blocks its thread", case.group, case.name),

@@ -194,16 +194,19 @@ impl From<String> for Outgoing {
 }
 
 /// The payload as text.
+#[must_use]
 pub fn text(delivery: &Delivery) -> String {
     String::from_utf8_lossy(delivery.payload()).into_owned()
 }
 
 /// `prefix-0`, `prefix-1`, …
+#[must_use]
 pub fn numbered(prefix: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{prefix}-{number}")).collect()
 }
 
 /// Sorted, for comparison where order is not promised.
+#[must_use]
 pub fn sorted(mut items: Vec<String>) -> Vec<String> {
     items.sort_unstable();
     items
@@ -239,6 +242,7 @@ pub struct Numbers(u64);
 
 impl Numbers {
     /// Starts from a seed.
+    #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed | 1)
     }
@@ -309,11 +313,13 @@ impl Ledger {
     }
 
     /// Whether everything that was confirmed has been received.
+    #[must_use]
     pub fn is_complete(&self) -> bool {
         self.entries.values().all(|entry| !entry.confirmed || entry.received > 0)
     }
 
     /// The sums.
+    #[must_use]
     pub fn account(&self) -> Account {
         let mut account = Account::default();
         for (payload, entry) in &self.entries {
@@ -335,6 +341,7 @@ impl Ledger {
     /// # Panics
     /// With the account, when that is not so.
     #[track_caller]
+    #[expect(clippy::must_use_candidate, reason = "called for its panic")]
     pub fn check(&self) -> Account {
         let account = self.account();
         assert!(account.lost.is_empty() && account.unexpected.is_empty(), "{account}");
