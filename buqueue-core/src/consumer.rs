@@ -241,11 +241,20 @@ impl<B: Backend> Consumer<B> {
     /// Waits until the inbox has something, or a permanent error, or the stop.
     async fn fill(&mut self, max: NonZeroUsize) -> Result<()> {
         while self.inbox.is_empty() {
+            if self.shared.is_stopped() {
+                return Err(self.stopped());
+            }
             self.bury_exhausted().await;
             let fetch = self.driver.fetch(max, FETCH_WAIT, &mut self.inbox);
             match self.shared.until_stopped(fetch).await {
                 None => return Err(self.stopped()),
-                Some(Ok(())) => self.backoff.reset(),
+                Some(Ok(())) => {
+                    self.backoff.reset();
+                    if self.inbox.is_empty() {
+                        // A driver that comes back empty-handed at once must not keep the thread to itself.
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Some(Err(error)) if error.is_transient() => {
                     let delay = self.backoff.next_delay();
                     observe::receive_failed(B::NAME, &self.shared.source, &error, self.backoff.failures());
