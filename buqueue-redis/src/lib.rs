@@ -1,4 +1,73 @@
-//! Redis Streams, for buqueue.
+//! The Redis Streams backend of buqueue: streams with consumer groups, never Pub/Sub.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use buqueue_core::Message;
+//! use buqueue_redis::{RedisBackend, RedisConfig};
+//!
+//! # async fn run() -> buqueue_core::Result<()> {
+//! let config = RedisConfig {
+//!     url: "redis://localhost:6379".to_owned(),
+//!     stream: "orders".to_owned(),
+//!     group: "billing".to_owned(),
+//!     pending_timeout: Duration::from_secs(60),
+//!     ..RedisConfig::default()
+//! };
+//! let (producer, mut consumer) = RedisBackend::builder(config).build_pair().await?;
+//! producer.send(Message::new("hello")).await?;
+//! consumer.receive().await?.ack().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Needs Redis 6.2 or later, or Valkey: one server, sentinels, or a cluster ([`RedisBuilderExt::cluster_nodes`]).
+//!
+//! # How buqueue's words map
+//!
+//! | buqueue | Redis |
+//! |---|---|
+//! | queue | the stream [`RedisConfig::stream`]; one entry a message |
+//! | payload, routing key, deduplication id, headers | the fields `p`, `k`, `d`, `h`; all headers in one field |
+//! | message id | the entry's id (of a scheduled message: a name of its own until it is due) |
+//! | consumer group, created at the beginning of the stream | `XGROUP CREATE … 0 MKSTREAM` |
+//! | `receive` | `XREADGROUP` on a connection of its own, as far ahead as the consumer is fast |
+//! | `ack` | `XACK`, and `XDEL` when no other group needs the entry; concurrent acks share one call |
+//! | `nack`, dropped delivery, expired lease | to the group's retry stream, with the count, in one script |
+//! | `nack_after` | to a sorted set, and from there to the retry stream when it is due |
+//! | `extend_visibility` | resets the idle time; beyond the pending timeout it is noted in a sorted set |
+//! | `send_at` | to a sorted set, and from there to the stream when it is due |
+//! | deduplication | a key for each id, with an expiry ([`RedisBuilderExt::deduplication_window`]) |
+//! | dead letter queue | another stream |
+//!
+//! With several groups, entries are deleted when the slowest group is done with them.
+//!
+//! # Keys
+//!
+//! Beside `stream` there are `{stream}:retry:group`, `{stream}:delayed:group`, `{stream}:holds:group`,
+//! `{stream}:schedule`, `{stream}:dedup:id` and, if ever something unreadable turns up in a sorted set,
+//! `{stream}:broken`. The braces are a hash tag: in a cluster all of them share the stream's slot. A stream whose
+//! name has a hash tag keeps it.
+//!
+//! # Permissions
+//!
+//! On these keys: `XADD XREADGROUP XACK XDEL XRANGE XPENDING XCLAIM XAUTOCLAIM XGROUP XINFO XTRIM ZADD ZREM ZSCORE
+//! ZRANGE ZRANGEBYSCORE ZREMRANGEBYSCORE RPUSH GET SET EXISTS TYPE`; besides `EVAL EVALSHA TIME PING CLIENT|ID
+//! CLIENT|UNBLOCK`. Where `CLIENT UNBLOCK` is not allowed, reads wait in short turns instead.
+//!
+//! # Limits
+//!
+//! Payloads up to 511 MiB ([`RedisBuilderExt::max_payload`]); everything is held in the server's memory. Schedules
+//! reach as far as a date does.
+//!
+//! # Not promised
+//!
+//! * Redis loses what it has not written: set `appendonly yes`, and `appendfsync always` where a second matters. A
+//!   failover to a replica loses what was not replicated.
+//! * `maxmemory-policy` must be `noeviction`; any other may evict a queue.
+//! * A second program that calls `XCLAIM`, `XAUTOCLAIM`, `XDEL` or `XTRIM` on these streams takes messages away.
+//! * A message that a process had read ahead when it was killed has used up an attempt, although no handler saw it.
+//!   buqueue reads ahead only while the consumer is fast, and never what has failed before.
+
 mod backend;
 mod config;
 mod connection;
