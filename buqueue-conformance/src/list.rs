@@ -115,6 +115,7 @@ macro_rules! __cases {
                 19 keeps_the_message(DeliveryCount DelayedRetry);
                 19 visible_to_others(DeliveryCount);
                 20 count_grows(DeliveryCount);
+                21 first_failure_is_remembered(DeliveryCount);
                 20 every_cause_counts(DeliveryCount Lease DelayedRetry);
                 20 counts_do_not_mix(DeliveryCount);
                 19 delay_is_kept(DeliveryCount DelayedRetry);
@@ -292,6 +293,7 @@ macro_rules! __cases {
                 4 keeps_the_drain_timeout();
                 4 becomes_a_stream();
                 4 shared_behind_an_arc();
+                4 futures_are_send();
             }
         }
     };
@@ -335,5 +337,41 @@ impl Case {
     pub fn find(group: &str, name: &str) -> Self {
         let case = CASES.iter().find(|case| case.group == group && case.name == name);
         *case.unwrap_or_else(|| unreachable!("the tests are generated from the same list"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn every_case_is_listed() {
+        let mut written = BTreeSet::new();
+        for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cases")).unwrap() {
+            let path = file.unwrap().path();
+            let group = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            for line in std::fs::read_to_string(&path).unwrap().lines() {
+                if let Some((name, _)) =
+                    line.strip_prefix("pub async fn ").and_then(|line| line.split_once('<'))
+                {
+                    written.insert((group.clone(), name.to_owned()));
+                }
+            }
+        }
+        let listed: BTreeSet<(String, String)> =
+            CASES.iter().map(|case| (case.group.to_owned(), case.name.to_owned())).collect();
+        assert_eq!(listed.len(), CASES.len(), "a case is listed twice");
+        assert_eq!(written, listed);
+    }
+
+    #[test]
+    fn every_promise_has_a_case() {
+        let kept: BTreeSet<u8> = CASES.iter().map(|case| case.promise).collect();
+        // 34: metrics are seen through a recorder, not through a queue.
+        let promised: BTreeSet<u8> = (1..=36).filter(|promise| *promise != 34).collect();
+        assert_eq!(kept, promised);
     }
 }

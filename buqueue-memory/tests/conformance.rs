@@ -1,8 +1,9 @@
 //! The in-memory backend keeps the contract.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use buqueue_conformance::{Harness, Setup, Skip};
+use buqueue_conformance::{Excluded, Foreign, Harness, Hook, Setup, Skip};
 use buqueue_core::QueueBuilder;
 use buqueue_memory::{MemoryBackend, MemoryConfig};
 
@@ -33,6 +34,26 @@ impl Harness for Memory {
 
     fn deduplication_window(&self) -> Option<Duration> {
         Some(Duration::from_millis(500))
+    }
+
+    fn broker_addr(&self) -> Hook<SocketAddr> {
+        Err(Excluded::new("there is no connection to an in-memory broker"))
+    }
+
+    async fn delete_group(&self, _: &Setup) -> Hook<()> {
+        Err(Excluded::new("an in-memory queue has one group, for as long as it lives"))
+    }
+
+    async fn delete_queue(&self, _: &Setup) -> Hook<()> {
+        Err(Excluded::new("an in-memory queue lives as long as its broker"))
+    }
+
+    async fn inject(&self, _: &Setup, _: Foreign) -> Hook<()> {
+        Err(Excluded::new("nobody but buqueue writes into an in-memory queue"))
+    }
+
+    fn wrong_credentials(&self, _: &Setup) -> Hook<(QueueBuilder<MemoryBackend>, String)> {
+        Err(Excluded::new("an in-memory broker asks for no credentials"))
     }
 
     fn invalid(&self, setup: &Setup) -> Vec<(QueueBuilder<MemoryBackend>, &'static str)> {

@@ -105,3 +105,24 @@ pub async fn shared_behind_an_arc<H: Harness>(cx: &Ctx<H>) -> Outcome {
     assert_eq!(sorted(take(&mut *consumer, 2).await), ["from a task", "from here"]);
     Ok(())
 }
+
+/// Every future of the public traits and types may move between threads.
+pub async fn futures_are_send<H: Harness>(cx: &Ctx<H>) -> Outcome {
+    fn moves<T: Send>(future: T) -> T {
+        future
+    }
+    let (producer, mut consumer) = moves(cx.builder(&cx.setup()).build_pair()).await.unwrap();
+    moves(producer.send(Message::new("m"))).await.unwrap();
+    moves(producer.send_batch(vec![Message::new("m")])).await.unwrap();
+    drop(moves(producer.send_at(Message::new("m"), chrono::Utc::now())));
+    let first = within(SOON, "receive", moves(consumer.receive())).await.unwrap();
+    moves(first.extend_visibility(Duration::from_secs(1))).await.unwrap();
+    moves(first.ack()).await.unwrap();
+    let batch = within(SOON, "receive_batch", moves(consumer.receive_batch(1))).await.unwrap();
+    moves(Delivery::ack_all(batch)).await.unwrap();
+    drop(moves(consumer.try_receive()));
+    drop(moves(consumer.receive_graceful()));
+    within(SOON, "shutdown", moves(consumer.shutdown_handle().shutdown())).await;
+    moves(producer.close()).await.unwrap();
+    Ok(())
+}

@@ -85,6 +85,28 @@ pub async fn count_grows<H: Harness>(cx: &Ctx<H>) -> Outcome {
     Ok(())
 }
 
+/// The time of the first failure is neither that of the receive nor that of a later failure.
+pub async fn first_failure_is_remembered<H: Harness>(cx: &Ctx<H>) -> Outcome {
+    const APART: Duration = Duration::from_millis(1200);
+    let (producer, mut consumer) = cx.pair().await;
+    send(&producer, "m").await;
+    let first = receive(&mut consumer).await;
+    tokio::time::sleep(APART).await;
+    let failed = Utc::now();
+    nack(first).await;
+    let second = receive(&mut consumer).await;
+    let first_failed_at = second.first_failed_at().expect("the first failure");
+    // A broker may count in whole seconds.
+    let off = (first_failed_at - failed).abs();
+    assert!(off < chrono::TimeDelta::milliseconds(1100), "{first_failed_at} is {off} off {failed}");
+    tokio::time::sleep(APART).await;
+    nack(second).await;
+    let third = receive(&mut consumer).await;
+    assert_eq!(third.first_failed_at(), Some(first_failed_at));
+    ack(third).await;
+    Ok(())
+}
+
 /// Nack, drop and expired lease are all attempts.
 pub async fn every_cause_counts<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let setup = cx.leased();
