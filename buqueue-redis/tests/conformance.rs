@@ -3,6 +3,8 @@
 //! Needs a server: `BUQUEUE_TEST_REDIS=redis://127.0.0.1:6379`. The cases that restart it call the program in
 //! `BUQUEUE_XTASK`, or `cargo xtask`; those about credentials use the server in `BUQUEUE_TEST_REDIS_AUTH`.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
 mod support;
 
 use std::net::{SocketAddr, ToSocketAddrs};

@@ -3,6 +3,13 @@
 //! Each test says which server it needs by the variable that it reads, and is skipped, loudly, where that is not
 //! set; `BUQUEUE_TEST_REQUIRE=1` makes it fail instead.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "helpers of tests fail and talk as tests do"
+)]
+
 mod support;
 
 use std::time::{Duration, Instant};
