@@ -4,7 +4,7 @@
 //! `cargo test -p buqueue-redis dlq` runs what has to do with dead letters. A backend joins with a [`Harness`] and
 //! one line in a file under its `tests/`:
 //!
-//! ```ignore
+//! ```text
 //! buqueue_conformance::conformance_tests!(MyHarness);
 //! ```
 //!
@@ -51,7 +51,7 @@ pub use {buqueue_core as core, runner::run, worker::run_worker};
 ///
 /// Several harnesses fit into one file, each in a module of its own:
 ///
-/// ```ignore
+/// ```text
 /// mod alone {
 ///     buqueue_conformance::conformance_tests!(crate::Alone);
 /// }
