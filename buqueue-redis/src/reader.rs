@@ -35,6 +35,8 @@ const STALE: Duration = Duration::from_secs(1);
 const AHEAD: Duration = Duration::from_millis(100);
 /// A consumer that needs longer for a message gets nothing ahead.
 const SLOW: Duration = Duration::from_millis(20);
+/// A consumer that has earned this much is read ahead for even while it asks for nothing.
+const PROVEN: usize = 8;
 /// Passes of one prompt look over a long pending list.
 const LOOK_PASSES: usize = 10;
 
@@ -66,6 +68,8 @@ struct State {
     filled: Option<(Instant, usize)>,
     /// The reader waits at the server.
     blocked: bool,
+    /// The buffer has just run empty under a fast consumer: read on while it works.
+    read_on: bool,
 }
 
 impl Shared {
@@ -100,7 +104,13 @@ impl Shared {
         let count = max.min(state.buffer.len());
         // What waited here for the whole lease (the process was suspended) belongs to somebody else by now.
         let lease = self.session.pending_timeout;
-        state.buffer.drain(..count).filter(|held| held.read_at.elapsed() < lease).collect()
+        let taken = state.buffer.drain(..count).filter(|held| held.read_at.elapsed() < lease).collect();
+        if state.buffer.is_empty() && state.ahead >= PROVEN {
+            state.read_on = true;
+            drop(state);
+            self.wake_reader.notify_one();
+        }
+        taken
     }
 
     /// Asks for up to `max` messages until the demand is dropped. `look`: one prompt look, no waiting.
@@ -222,6 +232,7 @@ enum Task {
     Idle { stale_at: Option<Instant> },
     Look { ticket: u64, want: usize },
     Read { want: usize, count: usize },
+    ReadOn { count: usize },
 }
 
 /// The task that reads.
@@ -293,6 +304,14 @@ impl Reader {
                     let outcome = self.read(want, count).await;
                     self.conclude(outcome);
                 }
+                Task::ReadOn { count } => {
+                    // Nobody waits for it: a failure is found again by the next who does.
+                    if let Err(error) = self.read_on(count).await
+                        && error::breaks_connection(&error)
+                    {
+                        self.link = None;
+                    }
+                }
             }
         }
         let left: Vec<Held> = self.shared.state().buffer.drain(..).collect();
@@ -311,7 +330,8 @@ impl Reader {
         if self.shared.is_closed() {
             return Task::Stop;
         }
-        let state = self.shared.state();
+        let mut state = self.shared.state();
+        let read_on = std::mem::take(&mut state.read_on);
         if state.looks_asked > state.looks_done {
             return Task::Look { ticket: state.looks_asked, want: state.demand.max(1) };
         }
@@ -321,6 +341,10 @@ impl Reader {
                 want: state.demand.min(most),
                 count: state.demand.saturating_add(state.ahead).min(most),
             };
+        }
+        // What was given back or has failed is for those who ask.
+        if read_on && state.buffer.is_empty() && self.heat == Heat::Cold && self.link.is_some() {
+            return Task::ReadOn { count: state.ahead.min(self.shared.read_count).max(1) };
         }
         Task::Idle { stale_at: state.buffer.front().map(|held| held.read_at + self.shared.stale_after) }
     }
@@ -436,6 +460,18 @@ impl Reader {
         self.heat = Heat::Cold;
         let reply = self.read_blocking(count).await;
         self.accept(reply, want, count).await?;
+        Ok(())
+    }
+
+    /// Reads what is there for a fast consumer that has not asked yet.
+    async fn read_on(&mut self, count: usize) -> RedisResult<()> {
+        let cmd = self.read_both(count, None);
+        let deadline = self.deadline(Duration::ZERO);
+        let Some(reader) = &mut self.link else { return Ok(()) };
+        let reply =
+            timeout(deadline, reader.link.query(&cmd)).await.unwrap_or_else(|_| Err(error::timed_out()));
+        // What has failed before is not for somebody who did not ask.
+        self.accept(reply, 0, count).await?;
         Ok(())
     }
 
