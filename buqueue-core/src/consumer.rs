@@ -215,10 +215,12 @@ impl<B: Backend> Consumer<B> {
         loop {
             self.fetch_ready(ONE)?;
             // First in, first out; the inbox holds one element here unless an earlier call was cancelled.
-            if self.inbox.is_empty() {
-                return Ok(None);
-            }
-            let received = self.inbox.remove(0);
+            let received = match self.inbox.len() {
+                0 => return Ok(None),
+                1 => self.inbox.pop(),
+                _ => Some(self.inbox.remove(0)),
+            };
+            let Some(received) = received else { return Ok(None) };
             if let Some(delivery) = self.admit(received) {
                 return Ok(Some(delivery));
             }

@@ -43,6 +43,7 @@ pub struct Delivery {
 
 impl Delivery {
     /// Wraps what a driver received. It must have been counted in by `in_flight.enter()`.
+    #[inline]
     pub(crate) fn new(received: Received, shared: Arc<Shared>) -> Self {
         let (delivery_count, first_failed_at) = dlq::story(&received);
         Self {
@@ -58,12 +59,14 @@ impl Delivery {
 
     /// The message.
     #[must_use]
+    #[inline]
     pub fn message(&self) -> &Message {
         self.lease.message(self.index)
     }
 
     /// The payload, exactly as it was sent.
     #[must_use]
+    #[inline]
     pub fn payload(&self) -> &Bytes {
         self.message().payload()
     }
@@ -131,6 +134,7 @@ impl Delivery {
     /// [`LeaseExpired`](ErrorKind::LeaseExpired) when the broker has given the message to somebody else, where it
     /// can tell; [`ConnectionLost`](ErrorKind::ConnectionLost) and [`Timeout`](ErrorKind::Timeout) when it is open
     /// whether the broker knows. In each case the message may be delivered again.
+    #[inline]
     pub fn ack(self) -> impl Future<Output = Result<()>> + Send + 'static {
         // A block, not an `async fn`: it holds the delivery once, and stays small enough to be moved cheaply.
         let mut delivery = self;
@@ -285,6 +289,7 @@ impl Delivery {
 pub(crate) const MAX_RECEIVE_COUNT: &str = "max_receive_count reached";
 
 impl Drop for Delivery {
+    #[inline]
     fn drop(&mut self) {
         if self.open {
             self.shared.abandoned.fetch_add(1, Ordering::Relaxed);

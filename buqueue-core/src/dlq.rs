@@ -143,6 +143,7 @@ pub(crate) fn redriven(letter: &Message) -> Message {
 }
 
 /// On a dead letter that has not failed again, the count and the first failure tell the story of the original.
+#[inline]
 pub(crate) fn story(received: &Received) -> (u32, Option<DateTime<Utc>>) {
     let own = (received.delivery_count, received.first_failed_at);
     if received.delivery_count > 1 {

@@ -46,6 +46,7 @@ static NO_HEADERS: Headers = Headers::new();
 impl Message {
     /// A message of these bytes, without headers or key.
     #[must_use]
+    #[inline]
     pub fn new(payload: impl Into<Bytes>) -> Self {
         Self { payload: payload.into(), meta: None }
     }
@@ -109,6 +110,7 @@ impl Message {
 
     /// The payload, exactly as it was sent.
     #[must_use]
+    #[inline]
     pub fn payload(&self) -> &Bytes {
         &self.payload
     }
@@ -139,12 +141,14 @@ impl Message {
 
     /// The value of one header.
     #[must_use]
+    #[inline]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.meta.as_ref()?.headers.get(name)
     }
 
     /// All headers.
     #[must_use]
+    #[inline]
     pub fn headers(&self) -> &Headers {
         self.meta.as_ref().map_or(&NO_HEADERS, |meta| &meta.headers)
     }
@@ -152,6 +156,7 @@ impl Message {
     /// The routing key: Kafka's message key, NATS' subject, SQS' message group, RabbitMQ's routing key; a field on
     /// Redis and in memory.
     #[must_use]
+    #[inline]
     pub fn routing_key(&self) -> Option<&str> {
         self.meta.as_ref()?.routing_key.as_deref()
     }
@@ -165,6 +170,7 @@ impl Message {
     /// The id by which a broker may drop this message as a duplicate: the deduplication id, except on dead letters
     /// and redriven messages. Those are deliberate second copies, and dropping one would lose the message.
     #[must_use]
+    #[inline]
     pub fn broker_deduplication_id(&self) -> Option<&str> {
         let meta = self.meta.as_ref()?;
         if meta.internal { None } else { meta.deduplication_id.as_deref() }
@@ -191,6 +197,7 @@ impl Message {
     }
 
     /// Checks what every backend refuses alike, before any I/O.
+    #[inline]
     pub(crate) fn validate(&self, limits: &Limits) -> Result<()> {
         check_size("payload", self.payload.len(), limits.payload_bytes)?;
         let Some(meta) = &self.meta else { return Ok(()) };

@@ -56,6 +56,7 @@ impl Shared {
     }
 
     /// Whether new deliveries have stopped.
+    #[inline]
     pub(crate) fn is_stopped(&self) -> bool {
         self.in_flight.is_closed()
     }
@@ -139,6 +140,7 @@ const ONE: usize = 2;
 
 impl InFlight {
     /// Counts a delivery in; false, and not counted, when closed.
+    #[inline]
     pub(crate) fn enter(&self) -> bool {
         if self.state.fetch_add(ONE, Ordering::AcqRel) & CLOSED == 0 {
             return true;
@@ -148,6 +150,7 @@ impl InFlight {
     }
 
     /// Counts a delivery out.
+    #[inline]
     pub(crate) fn leave(&self) {
         if self.state.fetch_sub(ONE, Ordering::AcqRel) == ONE | CLOSED {
             self.drained.notify_waiters();
@@ -158,6 +161,7 @@ impl InFlight {
         self.state.load(Ordering::Acquire) / ONE
     }
 
+    #[inline]
     pub(crate) fn is_closed(&self) -> bool {
         self.state.load(Ordering::Acquire) & CLOSED != 0
     }

@@ -51,11 +51,13 @@ impl MemoryConsumer {
 }
 
 impl Hand {
+    #[inline]
     fn has_unread(&self) -> bool {
         self.current.as_ref().is_some_and(|chunk| chunk.has_unread())
     }
 
     /// Hands out from the chunk at hand.
+    #[inline]
     fn take_current(&self, max: usize, now: u64, out: &mut Vec<Received>) {
         let Some(chunk) = &self.current else { return };
         while out.len() < max
@@ -137,6 +139,7 @@ impl Hand {
 }
 
 impl Consumer for MemoryConsumer {
+    #[inline]
     fn fetch_ready(&mut self, max: NonZeroUsize, out: &mut Vec<Received>) -> Result<()> {
         let max = max.get();
         if !self.hand.has_unread() && !self.queue.is_ready() {

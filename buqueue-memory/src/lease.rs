@@ -51,11 +51,13 @@ impl Chunk {
         std::mem::replace(&mut self.slots, slots)
     }
 
+    #[inline]
     pub(crate) fn has_unread(&self) -> bool {
         self.cursor.load(Ordering::Relaxed) < self.slots.len()
     }
 
     /// Hands out the next message; its lease starts now.
+    #[inline]
     pub(crate) fn hand_out(self: &Arc<Self>, now: u64) -> Option<Received> {
         if !self.has_unread() {
             return None;
@@ -80,6 +82,7 @@ impl Chunk {
     }
 
     /// Counts settled messages off; true when nothing is left open.
+    #[inline]
     pub(crate) fn close(&self, count: usize) -> bool {
         count > 0 && self.open.fetch_sub(count, Ordering::AcqRel) == count
     }
@@ -115,11 +118,13 @@ impl Chunk {
         next
     }
 
+    #[inline]
     fn slot(&self, index: u32) -> &Slot {
         &self.slots[index as usize]
     }
 
     /// Ends the lease in favour of its holder; `LeaseExpired` when time was faster.
+    #[inline]
     fn settle(&self, index: u32) -> Result<&Slot> {
         let slot = self.slot(index);
         let mut state = slot.state.load(Ordering::Acquire);
@@ -136,6 +141,7 @@ impl Chunk {
     }
 
     /// Counts one settled message off, and the chunk with the last one.
+    #[inline]
     fn settled(&self) {
         if self.close(1) {
             self.queue.lock().forget(self);

@@ -19,6 +19,7 @@ impl MemoryProducer {
 }
 
 impl Producer for MemoryProducer {
+    #[inline]
     fn send_ready(&self, message: Message) -> std::result::Result<Result<MessageId>, Message> {
         match self.queue.try_send(message) {
             Sent::Ok(id) => Ok(Ok(id)),
