@@ -1,15 +1,20 @@
 //! Receiving: the trait applications see, and the one place that polls a driver.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::pin::Pin;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
+
+use tokio::time::timeout;
 
 use crate::delivery::{DEAD_LETTER_RETRY, MAX_RECEIVE_COUNT};
 use crate::dlq::{self, Death, Verdict};
 use crate::driver::{Backend, Consumer as _, Received};
-use crate::shutdown::Shared;
+use crate::shutdown::{CLOSE_TIMEOUT, Shared};
 use crate::{
     Backoff, BuqueueError, Capabilities, Delivery, DeliveryStream, ErrorKind, QueueFuture, Result,
     ShutdownHandle, observe,
@@ -59,17 +64,17 @@ pub struct Consumer<B: Backend> {
     capabilities: Capabilities,
     /// Fetched and not yet handed out. Empty between calls, except after a cancelled one.
     inbox: Vec<Received>,
-    /// Out of attempts before the user saw them (the last one crashed), on their way to the dead letter queue.
-    exhausted: Vec<Exhausted>,
+    /// Out of attempts before the user saw them (the last one crashed), waiting for the dead letter queue.
+    exhausted: Vec<Received>,
+    /// One of them on its way. Kept here and not in the future of a call, so that a cancelled call does not publish
+    /// the dead letter twice. The lock is never contended: it only makes the consumer `Sync`.
+    burying: Mutex<Option<Burying>>,
     backoff: Backoff,
     /// Ended a `receive_graceful` loop, which has no way to return it; the next call does.
     remembered: Option<BuqueueError>,
 }
 
-struct Exhausted {
-    received: Received,
-    published: bool,
-}
+type Burying = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Counts since the consumer was built.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -91,6 +96,7 @@ impl<B: Backend> Consumer<B> {
             capabilities,
             inbox: Vec::new(),
             exhausted: Vec::new(),
+            burying: Mutex::new(None),
             backoff: Backoff::default(),
             remembered: None,
         }
@@ -178,7 +184,8 @@ impl<B: Backend> Consumer<B> {
             Err(error) if error.kind == ErrorKind::ShuttingDown => {}
             Err(error) => self.remembered = Some(error),
         }
-        self.give_back().await;
+        // What this does not get done in time, the leases do.
+        drop(timeout(CLOSE_TIMEOUT, self.give_back()).await);
         self.shared.finish().await;
         None
     }
@@ -277,7 +284,7 @@ impl<B: Backend> Consumer<B> {
             && dlq::before_attempt(received.delivery_count, dead_letters.max_receive_count)
                 == Verdict::DeadLetter
         {
-            self.exhausted.push(Exhausted { received, published: false });
+            self.exhausted.push(received);
             return None;
         }
         if self.shared.in_flight.enter() {
@@ -287,44 +294,26 @@ impl<B: Backend> Consumer<B> {
         None
     }
 
-    /// Moves exhausted messages to the dead letter queue. Cancelled midway, it goes on where it was.
+    /// Moves exhausted messages to the dead letter queue. Cancelled midway, the next call goes on where it was.
     async fn bury_exhausted(&mut self) {
-        while let Some(exhausted) = self.exhausted.last_mut() {
-            let Received { lease, index, delivery_count, first_failed_at } = &exhausted.received;
-            let Some(dead_letters) = &self.shared.dead_letters else { return };
-            let attempts = delivery_count.saturating_sub(1);
-            if !exhausted.published {
-                let death = Death {
-                    message: lease.message(*index),
-                    reason: MAX_RECEIVE_COUNT,
-                    source: &self.shared.source,
-                    attempts,
-                    first_failed_at: *first_failed_at,
-                };
-                match dead_letters.publish(&death).await {
-                    Ok(_) => exhausted.published = true,
-                    Err(error) => {
-                        observe::dead_letter_failed(B::NAME, &self.shared.source, &error);
-                        // The message stays in its queue and comes again; others are not held up. If this nack
-                        // fails too, the lease brings the message back.
-                        drop(lease.nack(*index, DEAD_LETTER_RETRY).await);
-                        self.exhausted.pop();
-                        continue;
-                    }
-                }
+        loop {
+            let burying = self.burying.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if burying.is_none() {
+                let Some(received) = self.exhausted.pop() else { return };
+                *burying = Some(Box::pin(bury(Arc::clone(&self.shared), received)));
             }
-            if let Err(error) = lease.ack(*index).await {
-                observe::close_failed(B::NAME, &self.shared.source, &error);
-            }
-            self.shared.dead_lettered.fetch_add(1, Ordering::Relaxed);
-            observe::dead_lettered(B::NAME, &self.shared.source, attempts);
-            self.exhausted.pop();
+            poll_fn(|context| {
+                burying.as_mut().map_or(Poll::Ready(()), |burying| burying.as_mut().poll(context))
+            })
+            .await;
+            *burying = None;
         }
     }
 
-    /// Hands back what was fetched and not handed out.
+    /// Hands back what was fetched and not handed out, and finishes the dead letter that is on its way.
     async fn give_back(&mut self) {
-        self.inbox.extend(self.exhausted.drain(..).map(|exhausted| exhausted.received));
+        self.inbox.append(&mut self.exhausted);
+        self.bury_exhausted().await;
         while let Some(received) = self.inbox.last() {
             if let Err(error) = received.lease.release(received.index).await {
                 observe::close_failed(B::NAME, &self.shared.source, &error);
@@ -337,6 +326,32 @@ impl<B: Backend> Consumer<B> {
     fn stopped(&self) -> BuqueueError {
         BuqueueError::new(ErrorKind::ShuttingDown, "the consumer has been shut down").at(B::NAME, "receive")
     }
+}
+
+/// Publish, confirm, then ack, for a message whose last attempt ended in a crash.
+async fn bury(shared: Arc<Shared>, received: Received) {
+    let Received { lease, index, delivery_count, first_failed_at } = received;
+    let Some(dead_letters) = &shared.dead_letters else { return };
+    let attempts = delivery_count.saturating_sub(1);
+    let death = Death {
+        message: lease.message(index),
+        reason: MAX_RECEIVE_COUNT,
+        source: &shared.source,
+        attempts,
+        first_failed_at,
+    };
+    if let Err(error) = dead_letters.publish(&death).await {
+        observe::dead_letter_failed(shared.backend, &shared.source, &error);
+        // The message stays in its queue and comes again; others are not held up. If this nack fails too, the lease
+        // brings the message back.
+        drop(lease.nack(index, DEAD_LETTER_RETRY).await);
+        return;
+    }
+    if let Err(error) = lease.ack(index).await {
+        observe::close_failed(shared.backend, &shared.source, &error);
+    }
+    shared.dead_lettered.fetch_add(1, Ordering::Relaxed);
+    observe::dead_lettered(shared.backend, &shared.source, attempts);
 }
 
 fn stamp<B: Backend>(error: BuqueueError) -> BuqueueError {
@@ -420,8 +435,8 @@ impl<B: Backend> Drop for Consumer<B> {
         for received in self.inbox.drain(..) {
             received.lease.abandon(received.index);
         }
-        for exhausted in self.exhausted.drain(..) {
-            exhausted.received.lease.abandon(exhausted.received.index);
+        for received in self.exhausted.drain(..) {
+            received.lease.abandon(received.index);
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::driver::Closer;
 use crate::observe;
 
 /// How long closing the driver may take after the drain, so that a dead broker cannot hold a shutdown.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The state that a consumer, its deliveries and its shutdown handles share.
 pub(crate) struct Shared {

@@ -1,4 +1,5 @@
 //! The portable layer over a scripted driver: what a real broker shows only now and then, shown every time.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
@@ -18,11 +19,13 @@ use tokio::time::{Instant, timeout};
 /// What the driver is told to do, and what was done to it.
 #[derive(Debug, Default)]
 struct Script {
-    fetches: Mutex<VecDeque<Result<Vec<(Message, u32)>>>>,
+    fetches: Mutex<VecDeque<Fetch>>,
     fetch_calls: AtomicUsize,
     arrived: Notify,
     sent: Mutex<Vec<(String, Message)>>,
     refuse_sends: AtomicUsize,
+    /// How many milliseconds a send takes.
+    slow_sends: AtomicUsize,
     settled: Mutex<Vec<String>>,
     closed: AtomicUsize,
 }
@@ -52,6 +55,9 @@ impl Script {
             .collect()
     }
 }
+
+/// Messages with their delivery counts, or an error.
+type Fetch = Result<Vec<(Message, u32)>>;
 
 enum Scripted {}
 
@@ -97,9 +103,11 @@ impl Producer for Half {
         if refuse.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
             return Err(BuqueueError::new(ErrorKind::ConnectionLost, "as scripted"));
         }
-        let mut sent = self.0.script.sent.lock().unwrap();
-        sent.push((self.0.queue.clone(), message));
-        Ok(MessageId::from(sent.len() as u64))
+        let slow = u64::try_from(self.0.script.slow_sends.load(Ordering::SeqCst)).unwrap();
+        // The broker has the message before its answer is back.
+        self.0.script.sent.lock().unwrap().push((self.0.queue.clone(), message));
+        tokio::time::sleep(Duration::from_millis(slow)).await;
+        Ok(MessageId::from("sent"))
     }
 
     async fn send_at(&self, message: Message, _: DateTime<Utc>) -> Result<MessageId> {
@@ -305,6 +313,22 @@ async fn a_failing_dead_letter_queue_holds_nobody_up_and_loses_nothing() {
     assert_eq!(error.kind, ErrorKind::ConnectionLost);
     assert!(script.settled().contains(&"nack(1000) failing".to_owned()));
     assert!(script.dead().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_receive_does_not_publish_a_dead_letter_twice() {
+    let script = Arc::new(Script::default());
+    let mut consumer = with_dlq(&script, 1).build_consumer().await.unwrap();
+    script.slow_sends.store(100, Ordering::SeqCst);
+    script.arrive([(Message::new("poison"), 2)]);
+    for _ in 0..20 {
+        // Each try is given up long before the dead letter queue answers.
+        assert!(timeout(Duration::from_millis(9), consumer.receive()).await.is_err());
+    }
+    script.arrive([one("good")]);
+    consumer.receive().await.unwrap().ack().await.unwrap();
+    assert_eq!(script.dead().len(), 1);
+    assert_eq!(script.settled(), ["ack poison", "ack good"]);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,11 @@
 //! What bad input is answered with: one row of the table, one test. Each row states the kind and the words that name
 //! the field or the fact. Run with `--nocapture` to read the table.
 #![cfg(all(feature = "memory", feature = "redis"))]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on has failed, and says so"
+)]
 
 use std::time::Duration;
 
