@@ -2,8 +2,8 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use cpu_time::ProcessTime;
@@ -110,7 +110,8 @@ impl Tally {
         let sum = |of: fn(&Self) -> &AtomicU64| {
             tallies.iter().fold(0u64, |sum, tally| sum.wrapping_add(of(tally).load(Ordering::Acquire)))
         };
-        let expect = |of: fn(u64) -> u64| (0..sent as u64).fold(0u64, |sum, number| sum.wrapping_add(of(number)));
+        let expect =
+            |of: fn(u64) -> u64| (0..sent as u64).fold(0u64, |sum, number| sum.wrapping_add(of(number)));
         assert_eq!(count(), sent, "more delivered than sent");
         assert_eq!(sum(|tally| &tally.sum), expect(|number| number), "delivered is not what was sent");
         assert_eq!(sum(|tally| &tally.squares), expect(|number| number.wrapping_mul(number)), "duplicates");
@@ -125,6 +126,31 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The value below which `permille` of 1000 lie.
+#[must_use]
+pub fn percentile(mut values: Vec<u64>, permille: usize) -> u64 {
+    values.sort_unstable();
+    values.get((values.len() * permille / 1000).min(values.len().saturating_sub(1))).copied().unwrap_or(0)
+}
+
+/// Prints whether a goal was met.
+pub fn at_least(what: &str, value: f64, goal: f64) {
+    verdict(what, value, "≥", goal, value >= goal);
+}
+
+/// Prints whether a goal was met that is an upper bound.
+pub fn at_most(what: &str, value: f64, goal: f64) {
+    verdict(what, value, "≤", goal, value <= goal);
+}
+
+fn verdict(what: &str, value: f64, relation: &str, goal: f64, met: bool) {
+    println!("{what}: {value:.2} (goal {relation} {goal}) {}", if met { "ok" } else { "MISSED" });
+}
+
+fn per_second(rate: f64) -> String {
+    if rate < 1e5 { format!("{:.1} k", rate / 1e3) } else { format!("{:.3} M", rate / 1e6) }
+}
+
 /// Ratios of each contender to the first, round by round, and their spread.
 pub fn table(title: &str, names: &[&str], rounds: &[Vec<Option<Sample>>]) {
     println!("\n{title}");
@@ -136,15 +162,13 @@ pub fn table(title: &str, names: &[&str], rounds: &[Vec<Option<Sample>>]) {
             println!("| {name} | – | – | did not finish | – |");
             continue;
         }
-        let ratios: Vec<f64> = rounds
-            .iter()
-            .filter_map(|round| Some(round[index]?.rate() / round[0]?.rate()))
-            .collect();
+        let ratios: Vec<f64> =
+            rounds.iter().filter_map(|round| Some(round[index]?.rate() / round[0]?.rate())).collect();
         let low = ratios.iter().copied().fold(f64::INFINITY, f64::min);
         let high = ratios.iter().copied().fold(0.0, f64::max);
         println!(
-            "| {name} | {:.3} M | {:.2} | {low:.2}..{high:.2} | {:.0} |",
-            median(samples.iter().map(Sample::rate).collect()) / 1e6,
+            "| {name} | {} | {:.2} | {low:.2}..{high:.2} | {:.0} |",
+            per_second(median(samples.iter().map(Sample::rate).collect())),
             median(ratios),
             median(samples.iter().map(Sample::cpu_ns).collect()),
         );
