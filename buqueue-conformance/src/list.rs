@@ -280,6 +280,7 @@ macro_rules! __cases {
                 26 poison_by_crash(SharedBetweenProcesses DeadLetters DeliveryCount);
                 5 killed_producer_loses_nothing(SharedBetweenProcesses);
                 12 killed_consumers_lose_nothing(SharedBetweenProcesses);
+                26 fifty_kills_lose_nothing(SharedBetweenProcesses);
                 12 killed_while_waiting(SharedBetweenProcesses);
                 9 schedule_survives_a_killed_producer(SharedBetweenProcesses ScheduledDelivery);
                 9 schedule_survives_a_killed_consumer(SharedBetweenProcesses ScheduledDelivery);

@@ -64,6 +64,8 @@ pub(crate) fn convert(error: &RedisError, key: &str) -> BuqueueError {
             format!("stream: the key {key:?}, or one of its companions, holds another type of value")
         }
         (ErrorKind::BackendSpecific { .. }, _) => String::new(),
+        // All that the client itself refuses comes from the URL.
+        (ErrorKind::InvalidConfig, None) => format!("url: {}", words(error)),
         (_, Some(code)) => format!("{code} {}", words(error)).trim_end().to_owned(),
         (_, None) => words(error),
     };

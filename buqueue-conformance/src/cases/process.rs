@@ -80,6 +80,31 @@ pub async fn killed_producer_loses_nothing<H: Harness>(cx: &Ctx<H>) -> Outcome {
     Ok(())
 }
 
+/// Fifty processes, each killed while its handler holds a message; every message is handled in the end.
+pub async fn fifty_kills_lose_nothing<H: Harness>(cx: &Ctx<H>) -> Outcome {
+    let setup = cx.leased();
+    let (producer, consumer) = cx.pair_on(&setup).await;
+    drop(consumer);
+    let mut open: BTreeSet<String> = numbered("m", 60).into_iter().collect();
+    send_all(&producer, numbered("m", 60)).await;
+    for _ in 0..50 {
+        let mut worker = cx.worker(&setup, HOLD);
+        let said = worker.says().await;
+        assert!(said.starts_with("holding "), "{said}");
+        worker.kill().await;
+    }
+    let mut consumer = cx.consumer(&setup).await;
+    eventually(setup.lease + 2 * SOON, "every message is handled", async || {
+        while let Some(delivery) = consumer.try_receive().await.unwrap() {
+            open.remove(&text(&delivery));
+            ack(delivery).await;
+        }
+        open.is_empty()
+    })
+    .await;
+    Ok(())
+}
+
 /// Consumers are killed one after the other; each message is handled in the end.
 pub async fn killed_consumers_lose_nothing<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let setup = cx.leased();
