@@ -1,7 +1,9 @@
 //! The Redis backend beside the raw client and its peers: one server, short rounds in alternating order, medians of
 //! per-round ratios.
 //!
-//! `redis [--quick] [send|single|concurrent|consume|end-to-end|delivered|peers|commands|backlog]…`
+//! `redis [--quick] [--only=CONTENDER] [send|single|concurrent|consume|end-to-end|delivered|peers|commands|backlog]…`
+//!
+//! `--only=OurAckAll` runs one contender over and over, for a profiler.
 //!
 //! The server is `BUQUEUE_TEST_REDIS`. Every contender gets a fresh stream in every round; all keys have the prefix
 //! `bench:` and are deleted. Absolute rates say little; the figures of one peer hold for the settings below.
@@ -354,6 +356,34 @@ enum Contender {
     RsmqReceive,
     ShoveSend,
 }
+
+const ALL: [Contender; 25] = [
+    RawSend,
+    OurSend,
+    RawSendHeaders,
+    OurSendHeaders,
+    RawCallers,
+    OurCallers,
+    OmniCallers,
+    RawReceive,
+    RawReceiveAhead,
+    OurAckAll,
+    OurJoinAll,
+    OurStream,
+    RawOneByOne,
+    OurOneByOne,
+    RawEndToEnd,
+    OurEndToEnd,
+    OmniEndToEnd,
+    OmniSend,
+    OmniReceive,
+    OmniReceiveConcurrent,
+    FlowdSend,
+    FlowdReceive,
+    RsmqSend,
+    RsmqReceive,
+    ShoveSend,
+];
 
 const CALLERS: usize = 64;
 
@@ -1227,6 +1257,14 @@ async fn backlog(bench: &Bench) {
     at_most("A9 rate before 1000 / before 200 000", median(ratios), 1.1);
 }
 
+/// One contender over and over.
+async fn only(bench: &Bench, contender: Contender) {
+    for _ in 0..bench.rounds {
+        let sample = contender.run(bench).await.expect("it did not finish");
+        println!("{}: {:.0}/s, {:.0} ns of CPU", contender.name(), sample.rate(), sample.cpu_ns());
+    }
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let quick = arguments.iter().any(|argument| argument == "--quick");
@@ -1258,6 +1296,14 @@ fn main() {
                 });
             }
         };
+    }
+    if let Some(name) = arguments.iter().find_map(|argument| argument.strip_prefix("--only=")) {
+        let found = ALL.into_iter().find(|contender| format!("{contender:?}") == name);
+        let contender = found.unwrap_or_else(|| panic!("--only: one of {ALL:?}"));
+        runtime.block_on(async {
+            tokio::spawn(async move { only(&bench, contender).await }).await.expect("only")
+        });
+        return;
     }
     section!("send", send);
     section!("single", single);
