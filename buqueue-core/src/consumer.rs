@@ -141,10 +141,17 @@ impl<B: Backend> Consumer<B> {
             if !self.inbox.is_empty() {
                 let count = self.inbox.len().min(max.get());
                 let mut batch = Vec::with_capacity(count);
-                let fetched: Vec<Received> = self.inbox.drain(..count).collect();
-                for received in fetched {
-                    batch.extend(self.admit(received));
+                if !self.shared.in_flight.enter(count) {
+                    return Err(self.stopped());
                 }
+                for received in self.inbox.drain(..count) {
+                    if is_exhausted(&self.shared, &received) {
+                        self.exhausted.push(received);
+                    } else {
+                        batch.push(Delivery::new(received, Arc::clone(&self.shared)));
+                    }
+                }
+                self.shared.in_flight.leave(count - batch.len());
                 if !batch.is_empty() {
                     return Ok(batch);
                 }
@@ -280,14 +287,11 @@ impl<B: Backend> Consumer<B> {
     /// The last step before the user: the verdict on attempts that crashed, then the in-flight count together with
     /// the closed flag. A delivery that comes too late is given back.
     fn admit(&mut self, received: Received) -> Option<Delivery> {
-        if let Some(dead_letters) = &self.shared.dead_letters
-            && dlq::before_attempt(received.delivery_count, dead_letters.max_receive_count)
-                == Verdict::DeadLetter
-        {
+        if is_exhausted(&self.shared, &received) {
             self.exhausted.push(received);
             return None;
         }
-        if self.shared.in_flight.enter() {
+        if self.shared.in_flight.enter(1) {
             return Some(Delivery::new(received, Arc::clone(&self.shared)));
         }
         self.inbox.push(received);
@@ -326,6 +330,13 @@ impl<B: Backend> Consumer<B> {
     fn stopped(&self) -> BuqueueError {
         BuqueueError::new(ErrorKind::ShuttingDown, "the consumer has been shut down").at(B::NAME, "receive")
     }
+}
+
+/// Whether all attempts that the message is allowed have failed, if only by crashing.
+fn is_exhausted(shared: &Shared, received: &Received) -> bool {
+    shared.dead_letters.as_ref().is_some_and(|dead_letters| {
+        dlq::before_attempt(received.delivery_count, dead_letters.max_receive_count) == Verdict::DeadLetter
+    })
 }
 
 /// Publish, confirm, then ack, for a message whose last attempt ended in a crash.

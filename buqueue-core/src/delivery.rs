@@ -38,6 +38,8 @@ pub struct Delivery {
     /// What the broker counted; differs from `delivery_count` on a dead letter that has not failed again.
     broker_count: u32,
     open: bool,
+    /// Counted among the consumer's deliveries in flight.
+    in_flight: bool,
     first_failed_at: Option<DateTime<Utc>>,
 }
 
@@ -53,6 +55,7 @@ impl Delivery {
             delivery_count,
             broker_count: received.delivery_count,
             open: true,
+            in_flight: true,
             first_failed_at,
         }
     }
@@ -172,6 +175,16 @@ impl Delivery {
         for (delivery, ack) in acks {
             let outcome = ack.await.map_err(|error| delivery.stamp(error, "ack"));
             first_failure = first_failure.and(outcome);
+        }
+        // Counted off together: the count is the one thing that all of them share.
+        for run in deliveries.chunk_by_mut(|a, b| Arc::ptr_eq(&a.shared, &b.shared)) {
+            let count = run
+                .iter_mut()
+                .filter_map(|delivery| delivery.in_flight.then(|| delivery.in_flight = false))
+                .count();
+            if let Some(delivery) = run.first() {
+                delivery.shared.in_flight.leave(count);
+            }
         }
         first_failure
     }
@@ -296,7 +309,9 @@ impl Drop for Delivery {
             observe::abandoned(self.shared.backend, &self.shared.source);
             self.lease.abandon(self.index);
         }
-        self.shared.in_flight.leave();
+        if self.in_flight {
+            self.shared.in_flight.leave(1);
+        }
     }
 }
 

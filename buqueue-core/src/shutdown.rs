@@ -139,20 +139,20 @@ const CLOSED: usize = 1;
 const ONE: usize = 2;
 
 impl InFlight {
-    /// Counts a delivery in; false, and not counted, when closed.
+    /// Counts deliveries in; false, and not counted, when closed.
     #[inline]
-    pub(crate) fn enter(&self) -> bool {
-        if self.state.fetch_add(ONE, Ordering::AcqRel) & CLOSED == 0 {
+    pub(crate) fn enter(&self, count: usize) -> bool {
+        if self.state.fetch_add(count * ONE, Ordering::AcqRel) & CLOSED == 0 {
             return true;
         }
-        self.leave();
+        self.leave(count);
         false
     }
 
-    /// Counts a delivery out.
+    /// Counts deliveries out.
     #[inline]
-    pub(crate) fn leave(&self) {
-        if self.state.fetch_sub(ONE, Ordering::AcqRel) == ONE | CLOSED {
+    pub(crate) fn leave(&self, count: usize) {
+        if count > 0 && self.state.fetch_sub(count * ONE, Ordering::AcqRel) == (count * ONE) | CLOSED {
             self.drained.notify_waiters();
         }
     }
@@ -224,11 +224,11 @@ mod tests {
     #[test]
     fn nobody_enters_after_close() {
         let in_flight = InFlight::default();
-        assert!(in_flight.enter());
+        assert!(in_flight.enter(1));
         in_flight.close();
-        assert!(!in_flight.enter());
+        assert!(!in_flight.enter(3));
         assert_eq!(in_flight.count(), 1);
-        in_flight.leave();
+        in_flight.leave(1);
         assert_eq!(in_flight.count(), 0);
         assert!(in_flight.is_closed());
     }
