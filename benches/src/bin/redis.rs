@@ -1009,7 +1009,7 @@ async fn end_to_end(bench: &Bench) {
     at_least("A6 end to end", results.rate(OurEndToEnd, RawEndToEnd), 0.9);
 }
 
-/// From the call of `send` until a consumer that was waiting has the message; one in flight.
+/// From the call of `send` until a consumer that was waiting at the server has the message; one in flight.
 async fn delivered(bench: &Bench) {
     let (raw_key, our_key) = (bench.key(), bench.key());
     let mut con = bench.connect().await;
@@ -1047,6 +1047,8 @@ async fn delivered(bench: &Bench) {
             let mut times = Vec::new();
             for number in 0..BLOCK {
                 let message = plain(number);
+                // Long enough for the consumer's read to wait at the server again.
+                tokio::time::sleep(Duration::from_micros(500)).await;
                 let start = Instant::now();
                 let arrived = if which == 0 {
                     raw::send(&mut con, &raw_key, &message).await;
