@@ -65,7 +65,8 @@ pub fn command(arguments: &[String]) -> Result<()> {
         if let Some(filter) = &filter {
             test.arg(filter);
         }
-        test.args(["--", "--nocapture"]);
+        // Cases mostly wait, so more of them than there are cores run well side by side.
+        test.args(["--", "--nocapture", "--test-threads=8"]);
         let name = if runs > 1 { format!("tests, run {run} of {runs}") } else { "tests".to_owned() };
         report.tests(&name, test)?;
     }
