@@ -1122,11 +1122,15 @@ async fn statistics(con: &mut MultiplexedConnection) -> BTreeMap<String, f64> {
 /// The server's own count of what one operation costs it. Exact only while nobody else uses the server.
 async fn commands(bench: &Bench) {
     println!("\n### Commands for one operation, as the server counts them");
-    println!("| operation | replies written | commands, scripts' own among them |\n|---|---|---|");
     let mut con = bench.connect().await;
+    let clients: String = redis::cmd("INFO").arg("clients").query_async(&mut con).await.expect("INFO");
+    if !clients.lines().any(|line| line.trim() == "connected_clients:1") {
+        println!("(others are connected: their commands are counted too)");
+    }
     let key = bench.key();
     let (producer, mut consumer) = (bench.producer(&key).await, bench.consumer(&key).await);
     let times = 100;
+    println!("| operation | replies written | commands, scripts' own among them |\n|---|---|---|");
     // Short, so that the server reads a batch at once.
     let batch = |_| (0..BATCH).map(|number| Message::new(format!("{number:020}"))).collect::<Vec<_>>();
     let mut pings = 0.0;
