@@ -64,7 +64,10 @@ impl ConnectionLike for Link {
 impl Link {
     /// Sends one command. An error that the server answers is an `Err`.
     pub(crate) async fn query(&mut self, cmd: &Cmd) -> RedisResult<Value> {
-        self.req_packed_command(cmd).await?.extract_error()
+        match self.req_packed_command(cmd).await? {
+            Value::ServerError(error) => Err(error.into()),
+            reply => Ok(reply),
+        }
     }
 
     /// Sends commands in one round trip: one reply each, errors among them.

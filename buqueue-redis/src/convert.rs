@@ -169,6 +169,7 @@ pub(crate) fn read_entries(reply: Value, retry: &str) -> RedisResult<(Vec<Entry>
         } else {
             (Source::Stream, &mut from_stream)
         };
+        list.reserve_exact(entries.len());
         for raw in entries {
             list.extend(entry(source, raw));
         }
@@ -180,7 +181,11 @@ pub(crate) fn read_entries(reply: Value, retry: &str) -> RedisResult<(Vec<Entry>
 fn entry(source: Source, raw: Value) -> Option<Entry> {
     let (id, fields) = pair(raw)?;
     let id = parse_id(bytes(&id)?)?;
-    let Value::Array(flat) = fields else { return None };
+    let Value::Array(mut flat) = fields else { return None };
+    if source == Source::Stream && flat.len() == 2 && bytes(&flat[0]) == Some(PAYLOAD) {
+        let message = Message::new(into_bytes(flat.pop()?));
+        return Some(Entry { source, id, first_id: id, message, attempts: 0, first_failed_at: None });
+    }
     let mut fields = Vec::with_capacity(flat.len() / 2);
     let mut flat = flat.into_iter();
     while let (Some(name), Some(value)) = (flat.next(), flat.next()) {
@@ -203,18 +208,29 @@ fn entry(source: Source, raw: Value) -> Option<Entry> {
 }
 
 fn pair(value: Value) -> Option<(Value, Value)> {
-    let Value::Array(items) = value else { return None };
-    let mut items = items.into_iter();
-    match (items.next(), items.next(), items.next()) {
-        (Some(first), Some(second), None) => Some((first, second)),
-        _ => None,
+    let Value::Array(mut items) = value else { return None };
+    if items.len() != 2 {
+        return None;
     }
+    let second = items.pop()?;
+    Some((items.pop()?, second))
 }
 
 /// The id that a command answers with.
 pub(crate) fn parse_id(text: &[u8]) -> Option<Id> {
-    let (high, low) = std::str::from_utf8(text).ok()?.split_once('-')?;
-    Some((high.parse().ok()?, low.parse().ok()?))
+    let dash = text.iter().position(|&byte| byte == b'-')?;
+    let number = |digits: &[u8]| {
+        if digits.is_empty() {
+            return None;
+        }
+        digits.iter().try_fold(0_u64, |number, &digit| {
+            if !digit.is_ascii_digit() {
+                return None;
+            }
+            number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
+        })
+    };
+    Some((number(&text[..dash])?, number(&text[dash + 1..])?))
 }
 
 /// The bytes of a string reply.

@@ -165,10 +165,13 @@ impl Flusher {
     }
 
     async fn ack(&self, source: Source, each: bool, part: &[(usize, Id)], outcomes: &mut [Result<()>]) {
-        let ids: Vec<String> = part.iter().map(|&(_, id)| text(id)).collect();
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(2).arg(self.keys.of(source)).arg(&self.keys.holds).arg(&*self.group);
-            cmd.arg(flag(source == Source::Stream)).arg(if each { "each" } else { "all" }).arg(&ids);
+            cmd.arg(flag(source == Source::Stream)).arg(if each { "each" } else { "all" });
+            let mut buffer = [0; 41];
+            for &(_, id) in part {
+                cmd.arg(digits(&mut buffer, id));
+            }
         };
         let (reply, tried_before) = match settle(&self.commands, &scripts::ACK, arguments).await {
             Ok(outcome) => outcome,
@@ -214,8 +217,8 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn new(entry: Entry) -> Self {
-        Self { entry, read_at: Instant::now(), extended: AtomicBool::new(false) }
+    pub(crate) fn new(entry: Entry, read_at: Instant) -> Self {
+        Self { entry, read_at, extended: AtomicBool::new(false) }
     }
 }
 
@@ -232,11 +235,11 @@ impl Batch {
         &self.entries[index as usize]
     }
 
-    fn to_ack(&self, index: u32) -> Ack {
+    fn to_ack(&self, index: u32, now: Instant) -> Ack {
         let held = self.held(index);
         // The clocks of two machines and the way between them lie in the margin.
         let doubtful = held.extended.load(Ordering::Relaxed)
-            || held.read_at.elapsed() > self.session.pending_timeout.mul_f32(0.75);
+            || now.saturating_duration_since(held.read_at) > self.session.pending_timeout / 4 * 3;
         Ack { source: held.entry.source, id: held.entry.id, doubtful }
     }
 }
@@ -251,11 +254,12 @@ impl Lease for Batch {
     }
 
     fn ack(&self, index: u32) -> QueueFuture<'_, Result<()>> {
-        QueueFuture::pending(self.session.acks.submit(vec![self.to_ack(index)]))
+        QueueFuture::pending(self.session.acks.submit(vec![self.to_ack(index, Instant::now())]))
     }
 
     fn ack_many<'a>(&'a self, indexes: &'a [u32]) -> QueueFuture<'a, Result<()>> {
-        let acks = indexes.iter().map(|&index| self.to_ack(index)).collect();
+        let now = Instant::now();
+        let acks = indexes.iter().map(|&index| self.to_ack(index, now)).collect();
         QueueFuture::pending(self.session.acks.submit(acks))
     }
 
@@ -290,6 +294,26 @@ impl Lease for Batch {
 fn lost(id: Id) -> BuqueueError {
     let fact = format!("{} is no longer pending: its lease ran out", text(id));
     BuqueueError::new(ErrorKind::LeaseExpired, fact)
+}
+
+/// The text of an id, written from the end of the buffer.
+fn digits(buffer: &mut [u8; 41], (high, low): Id) -> &[u8] {
+    let mut at = buffer.len();
+    for (mut number, last) in [(low, false), (high, true)] {
+        loop {
+            at -= 1;
+            buffer[at] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        if !last {
+            at -= 1;
+            buffer[at] = b'-';
+        }
+    }
+    &buffer[at..]
 }
 
 fn text((high, low): Id) -> String {

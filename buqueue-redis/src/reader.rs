@@ -104,7 +104,17 @@ impl Shared {
         let count = max.min(state.buffer.len());
         // What waited here for the whole lease (the process was suspended) belongs to somebody else by now.
         let lease = self.session.pending_timeout;
-        let taken = state.buffer.drain(..count).filter(|held| held.read_at.elapsed() < lease).collect();
+        let taken = {
+            let now = Instant::now();
+            let mut taken = Vec::with_capacity(count);
+            taken.extend(
+                state
+                    .buffer
+                    .drain(..count)
+                    .filter(|held| now.saturating_duration_since(held.read_at) < lease),
+            );
+            taken
+        };
         if state.buffer.is_empty() && state.ahead >= PROVEN {
             state.read_on = true;
             drop(state);
@@ -154,8 +164,9 @@ impl Shared {
             return;
         }
         let mut state = self.state();
-        state.filled = Some((Instant::now(), entries.len()));
-        state.buffer.extend(entries.into_iter().map(Held::new));
+        let now = Instant::now();
+        state.filled = Some((now, entries.len()));
+        state.buffer.extend(entries.into_iter().map(|entry| Held::new(entry, now)));
         drop(state);
         self.wake_fetch.notify_one();
     }
@@ -631,6 +642,9 @@ fn sort_out(
     want: usize,
     count: usize,
 ) -> (Vec<Entry>, Vec<(Source, Id)>) {
+    if retry.is_empty() && stream.len() <= count {
+        return (stream, Vec::new());
+    }
     // More of the retry stream may be waiting, and it comes before the stream.
     let retry_is_full = retry.len() >= count;
     let mut keep = Vec::with_capacity(retry.len() + stream.len());

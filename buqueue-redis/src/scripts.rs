@@ -116,13 +116,16 @@ lua! {
     /// Acks entries and deletes them. KEYS stream, holds. ARGV group, shared (1: other groups may need them),
     /// how, ids. `all`: how many were pending. `each`: 0 or 1 an id, for leases that may have run out.
     ACK = discard!(),
-    "local ids = {unpack(ARGV, 4)}
-local outcome
-if ARGV[3] == 'all' then
-  outcome = redis.call('XACK', KEYS[1], ARGV[1], unpack(ids))
-  if outcome > 0 then discard(KEYS[1], ARGV[2] == '1', ids) end
-else
-  outcome = {}
+    "if ARGV[3] == 'all' then
+  local outcome = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 4))
+  if outcome > 0 and not (ARGV[2] == '1' and #redis.call('XINFO', 'GROUPS', KEYS[1]) > 1) then
+    redis.call('XDEL', KEYS[1], unpack(ARGV, 4))
+  end
+  return outcome
+end
+local ids = {unpack(ARGV, 4)}
+local outcome = {}
+do
   local tag = ARGV[2] == '1' and 'm' or 'r'
   local mine = {}
   for n, id in ipairs(ids) do
