@@ -14,6 +14,9 @@ pub struct Backoff {
     failures: u32,
 }
 
+/// Never shorter, whatever was asked for, so that no loop spins.
+const LEAST: Duration = Duration::from_millis(1);
+
 impl Default for Backoff {
     /// 50 ms doubling to 5 s: the tenth attempt comes within 20 s, and a broker that returns is found within 5 s.
     fn default() -> Self {
@@ -31,7 +34,7 @@ impl Backoff {
     /// Notes a failure and tells how long to wait.
     #[must_use]
     pub fn next_delay(&mut self) -> Duration {
-        let whole = self.first.saturating_mul(1 << self.failures.min(20)).min(self.cap);
+        let whole = self.first.saturating_mul(1 << self.failures.min(20)).min(self.cap).max(LEAST);
         self.failures = self.failures.saturating_add(1);
         let half = whole / 2;
         let span = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).max(1);

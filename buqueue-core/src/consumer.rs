@@ -3,17 +3,19 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use crate::delivery::{DEAD_LETTER_RETRY, MAX_RECEIVE_COUNT};
+use crate::delivery::{BURIAL, DEAD_LETTER_RETRY, MAX_RECEIVE_COUNT};
 use crate::dlq::{self, Death, Verdict};
 use crate::driver::{Backend, Consumer as _, Received};
+use crate::future::Begin;
 use crate::shutdown::{CLOSE_TIMEOUT, Shared};
 use crate::{
     Backoff, BuqueueError, Capabilities, Delivery, DeliveryStream, ErrorKind, QueueFuture, Result,
@@ -64,17 +66,11 @@ pub struct Consumer<B: Backend> {
     capabilities: Capabilities,
     /// Fetched and not yet handed out. Empty between calls, except after a cancelled one.
     inbox: Vec<Received>,
-    /// Out of attempts before the user saw them (the last one crashed), waiting for the dead letter queue.
-    exhausted: Vec<Received>,
-    /// One of them on its way. Kept here and not in the future of a call, so that a cancelled call does not publish
-    /// the dead letter twice. The lock is never contended: it only makes the consumer `Sync`.
-    burying: Mutex<Option<Burying>>,
+    burials: Burials,
     backoff: Backoff,
     /// Ended a `receive_graceful` loop, which has no way to return it; the next call does.
     remembered: Option<BuqueueError>,
 }
-
-type Burying = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Counts since the consumer was built.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -95,8 +91,7 @@ impl<B: Backend> Consumer<B> {
             shared,
             capabilities,
             inbox: Vec::new(),
-            exhausted: Vec::new(),
-            burying: Mutex::new(None),
+            burials: Burials::default(),
             backoff: Backoff::default(),
             remembered: None,
         }
@@ -111,18 +106,36 @@ impl<B: Backend> Consumer<B> {
     /// [`InvalidConfig`](ErrorKind::InvalidConfig) and the like, and [`ShuttingDown`](ErrorKind::ShuttingDown) once
     /// the consumer is stopped.
     pub async fn receive(&mut self) -> Result<Delivery> {
-        match self.next_ready()? {
+        match self.receive_ready() {
             Some(delivery) => Ok(delivery),
             // Boxed, so that the future of a receive that need not wait stays small enough to be moved cheaply.
             None => Box::pin(self.wait()).await,
         }
     }
 
+    /// The next delivery, if nothing stands in the way of handing it out at once.
+    fn receive_ready(&mut self) -> Option<Delivery> {
+        if self.has_burial() {
+            return None;
+        }
+        // An error is found again by the call that waits.
+        let delivery = self.next_ready();
+        match delivery {
+            Ok(delivery) => delivery,
+            Err(error) => {
+                self.remember(error);
+                None
+            }
+        }
+    }
+
     async fn wait(&mut self) -> Result<Delivery> {
         loop {
-            self.fill(ONE).await?;
-            if let Some(delivery) = self.next_ready()? {
-                return Ok(delivery);
+            self.advance_burial().await;
+            match self.next_ready() {
+                Ok(Some(delivery)) => return Ok(delivery),
+                Ok(None) => self.fill(ONE).await?,
+                Err(error) => return Err(self.end(error).await),
             }
         }
     }
@@ -137,16 +150,19 @@ impl<B: Backend> Consumer<B> {
             return Err(error.at(B::NAME, "receive_batch"));
         };
         loop {
-            self.fetch_ready(max)?;
+            self.advance_burial().await;
+            if let Err(error) = self.fetch_ready(max) {
+                return Err(self.end(error).await);
+            }
             if !self.inbox.is_empty() {
                 let count = self.inbox.len().min(max.get());
                 let mut batch = Vec::with_capacity(count);
                 if !self.shared.in_flight.enter(count) {
-                    return Err(self.stopped());
+                    return Err(self.end(stopped::<B>()).await);
                 }
                 for received in self.inbox.drain(..count) {
                     if is_exhausted(&self.shared, &received) {
-                        self.exhausted.push(received);
+                        self.burials.push(received);
                     } else {
                         batch.push(Delivery::new(received, Arc::clone(&self.shared)));
                     }
@@ -166,10 +182,13 @@ impl<B: Backend> Consumer<B> {
     /// As [`receive`](Self::receive), and also what may pass by itself: this call does not wait.
     pub async fn try_receive(&mut self) -> Result<Option<Delivery>> {
         loop {
-            if let Some(delivery) = self.next_ready()? {
-                return Ok(Some(delivery));
+            // Begun or carried on, not waited for: this call is prompt.
+            self.advance_burial().await;
+            match self.next_ready() {
+                Ok(Some(delivery)) => return Ok(Some(delivery)),
+                Ok(None) => {}
+                Err(error) => return Err(self.end(error).await),
             }
-            self.bury_exhausted().await;
             self.driver.fetch(ONE, Duration::ZERO, &mut self.inbox).await.map_err(stamp::<B>)?;
             if self.inbox.is_empty() {
                 return Ok(None);
@@ -188,11 +207,10 @@ impl<B: Backend> Consumer<B> {
     pub async fn receive_graceful(&mut self) -> Option<Delivery> {
         match self.receive().await {
             Ok(delivery) => return Some(delivery),
-            Err(error) if error.kind == ErrorKind::ShuttingDown => {}
-            Err(error) => self.remembered = Some(error),
+            Err(error) => self.remember(error),
         }
-        // What this does not get done in time, the leases do.
-        drop(timeout(CLOSE_TIMEOUT, self.give_back()).await);
+        self.shared.stop();
+        self.give_back().await;
         self.shared.finish().await;
         None
     }
@@ -242,11 +260,11 @@ impl<B: Backend> Consumer<B> {
     }
 
     fn fetch_ready(&mut self, max: NonZeroUsize) -> Result<()> {
-        if self.shared.is_stopped() {
-            return Err(self.stopped());
-        }
         if let Some(error) = self.remembered.take() {
             return Err(error);
+        }
+        if self.shared.is_stopped() {
+            return Err(stopped::<B>());
         }
         if self.inbox.is_empty() {
             self.driver.fetch_ready(max, &mut self.inbox).map_err(stamp::<B>)?;
@@ -257,13 +275,21 @@ impl<B: Backend> Consumer<B> {
     /// Waits until the inbox has something, or a permanent error, or the stop.
     async fn fill(&mut self, max: NonZeroUsize) -> Result<()> {
         while self.inbox.is_empty() {
-            if self.shared.is_stopped() {
-                return Err(self.stopped());
-            }
-            self.bury_exhausted().await;
-            let fetch = self.driver.fetch(max, FETCH_WAIT, &mut self.inbox);
-            match self.shared.until_stopped(fetch).await {
-                None => return Err(self.stopped()),
+            let Self { driver, inbox, burials, shared, .. } = self;
+            let outcome = if burials.is_full() {
+                // More would pile up behind a dead letter queue that does not answer.
+                shared.until_stopped(burials.finish(shared)).await.map(Ok)
+            } else {
+                let mut fetch = pin!(driver.fetch(max, FETCH_WAIT, inbox));
+                let both = poll_fn(|context| {
+                    // Beside the fetch: neither waits for the other.
+                    let _more = burials.poll(shared, context);
+                    fetch.as_mut().poll(context)
+                });
+                shared.until_stopped(both).await
+            };
+            match outcome {
+                None => return Err(self.end(stopped::<B>()).await),
                 Some(Ok(())) => {
                     self.backoff.reset();
                     if self.inbox.is_empty() {
@@ -275,7 +301,7 @@ impl<B: Backend> Consumer<B> {
                     let delay = self.backoff.next_delay();
                     observe::receive_failed(B::NAME, &self.shared.source, &error, self.backoff.failures());
                     if self.shared.until_stopped(tokio::time::sleep(delay)).await.is_none() {
-                        return Err(self.stopped());
+                        return Err(self.end(stopped::<B>()).await);
                     }
                 }
                 Some(Err(error)) => return Err(stamp::<B>(error)),
@@ -284,11 +310,34 @@ impl<B: Backend> Consumer<B> {
         Ok(())
     }
 
+    /// Keeps an error for the next call that can return it. A stop is no error to keep: it shows by itself.
+    fn remember(&mut self, error: BuqueueError) {
+        if error.kind != ErrorKind::ShuttingDown {
+            self.remembered = Some(error);
+        }
+    }
+
+    fn has_burial(&self) -> bool {
+        !self.burials.is_empty()
+    }
+
+    /// Carries the burials on as far as they go without waiting.
+    async fn advance_burial(&mut self) {
+        if self.has_burial() {
+            let Self { burials, shared, .. } = self;
+            poll_fn(|context| {
+                let _more = burials.poll(shared, context);
+                Poll::Ready(())
+            })
+            .await;
+        }
+    }
+
     /// The last step before the user: the verdict on attempts that crashed, then the in-flight count together with
     /// the closed flag. A delivery that comes too late is given back.
     fn admit(&mut self, received: Received) -> Option<Delivery> {
         if is_exhausted(&self.shared, &received) {
-            self.exhausted.push(received);
+            self.burials.push(received);
             return None;
         }
         if self.shared.in_flight.enter(1) {
@@ -298,37 +347,97 @@ impl<B: Backend> Consumer<B> {
         None
     }
 
-    /// Moves exhausted messages to the dead letter queue. Cancelled midway, the next call goes on where it was.
-    async fn bury_exhausted(&mut self) {
-        loop {
-            let burying = self.burying.get_mut().unwrap_or_else(PoisonError::into_inner);
-            if burying.is_none() {
-                let Some(received) = self.exhausted.pop() else { return };
-                *burying = Some(Box::pin(bury(Arc::clone(&self.shared), received)));
-            }
-            poll_fn(|context| {
-                burying.as_mut().map_or(Poll::Ready(()), |burying| burying.as_mut().poll(context))
-            })
-            .await;
-            *burying = None;
+    /// On the way out: hands back what was fetched and not handed out. The error that ends the call, back again.
+    async fn end(&mut self, error: BuqueueError) -> BuqueueError {
+        if error.kind == ErrorKind::ShuttingDown {
+            self.give_back().await;
         }
+        error
     }
 
-    /// Hands back what was fetched and not handed out, and finishes the dead letter that is on its way.
+    /// Hands back what was fetched and not handed out, and finishes the dead letters that are on their way. What is
+    /// not done in time is left to the leases.
     async fn give_back(&mut self) {
-        self.inbox.append(&mut self.exhausted);
-        self.bury_exhausted().await;
-        while let Some(received) = self.inbox.last() {
-            if let Err(error) = received.lease.release(received.index).await {
-                observe::close_failed(B::NAME, &self.shared.source, &error);
+        if self.inbox.is_empty() && self.burials.is_empty() {
+            return;
+        }
+        // The driver first: what it holds is younger than what is here, and belongs behind it.
+        self.shared.close().await;
+        self.inbox.append(&mut self.burials.waiting);
+        let Self { inbox, burials, shared, .. } = self;
+        let all = async {
+            while let Some(received) = inbox.last() {
+                if let Err(error) = received.lease.release(received.index).await {
+                    observe::close_failed(B::NAME, &shared.source, &error);
+                }
+                inbox.pop();
             }
-            self.inbox.pop();
+            burials.finish(shared).await;
+        };
+        drop(timeout(CLOSE_TIMEOUT, all).await);
+    }
+}
+
+/// Messages whose last attempt ended in a crash, on their way to the dead letter queue.
+///
+/// The one under way is kept here and not in the future of a call, so that a cancelled call does not publish a dead
+/// letter twice.
+#[derive(Default)]
+struct Burials {
+    waiting: Vec<Received>,
+    /// The lock is never contended: it only makes the consumer `Sync`.
+    current: Mutex<Option<Burying>>,
+    has_current: bool,
+}
+
+type Burying = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// No more than this wait: the consumer reads no further until some are buried.
+const BURIALS_MAX: usize = 100;
+
+impl Burials {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && !self.has_current
+    }
+
+    fn is_full(&self) -> bool {
+        self.waiting.len() >= BURIALS_MAX
+    }
+
+    fn push(&mut self, received: Received) {
+        self.waiting.push(received);
+    }
+
+    /// Goes on as far as it can; ready when nothing is left.
+    fn poll(&mut self, shared: &Arc<Shared>, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let current = self.current.get_mut().unwrap_or_else(PoisonError::into_inner);
+            if current.is_none() {
+                let Some(received) = self.waiting.pop() else { return Poll::Ready(()) };
+                *current = Some(Box::pin(bury(Arc::clone(shared), Buried(Some(received)))));
+                self.has_current = true;
+            }
+            if current.as_mut().is_some_and(|burying| burying.as_mut().poll(context).is_pending()) {
+                return Poll::Pending;
+            }
+            *current = None;
+            self.has_current = false;
         }
     }
 
-    #[expect(clippy::unused_self, reason = "reads as a statement about this consumer")]
-    fn stopped(&self) -> BuqueueError {
-        BuqueueError::new(ErrorKind::ShuttingDown, "the consumer has been shut down").at(B::NAME, "receive")
+    async fn finish(&mut self, shared: &Arc<Shared>) {
+        poll_fn(|context| self.poll(shared, context)).await;
+    }
+}
+
+/// A message that is being buried; dropped before it is done, it is abandoned to its queue.
+struct Buried(Option<Received>);
+
+impl Drop for Buried {
+    fn drop(&mut self) {
+        if let Some(received) = self.0.take() {
+            received.lease.abandon(received.index);
+        }
     }
 }
 
@@ -340,42 +449,68 @@ fn is_exhausted(shared: &Shared, received: &Received) -> bool {
 }
 
 /// Publish, confirm, then ack, for a message whose last attempt ended in a crash.
-async fn bury(shared: Arc<Shared>, received: Received) {
+async fn bury(shared: Arc<Shared>, mut buried: Buried) {
+    let (Some(received), Some(dead_letters)) = (&buried.0, &shared.dead_letters) else { return };
     let Received { lease, index, delivery_count, first_failed_at } = received;
-    let Some(dead_letters) = &shared.dead_letters else { return };
     let attempts = delivery_count.saturating_sub(1);
     let death = Death {
-        message: lease.message(index),
+        message: lease.message(*index),
         reason: MAX_RECEIVE_COUNT,
         source: &shared.source,
         attempts,
-        first_failed_at,
+        first_failed_at: *first_failed_at,
     };
+    let lease_lost =
+        lease.extend(*index, BURIAL).await.is_err_and(|error| error.kind == ErrorKind::LeaseExpired);
+    if lease_lost {
+        // Somebody else has it, and buries it.
+        buried.0 = None;
+        return;
+    }
     if let Err(error) = dead_letters.publish(&death).await {
         observe::dead_letter_failed(shared.backend, &shared.source, &error);
         // The message stays in its queue and comes again; others are not held up. If this nack fails too, the lease
         // brings the message back.
-        drop(lease.nack(index, DEAD_LETTER_RETRY).await);
-        return;
+        drop(lease.nack(*index, DEAD_LETTER_RETRY).await);
+    } else {
+        if let Err(error) = lease.ack(*index).await {
+            observe::dead_letter_not_acked(shared.backend, &shared.source, &error);
+        }
+        shared.dead_lettered.fetch_add(1, Ordering::Relaxed);
+        observe::dead_lettered(shared.backend, &shared.source, attempts);
     }
-    if let Err(error) = lease.ack(index).await {
-        observe::close_failed(shared.backend, &shared.source, &error);
-    }
-    shared.dead_lettered.fetch_add(1, Ordering::Relaxed);
-    observe::dead_lettered(shared.backend, &shared.source, attempts);
+    buried.0 = None;
+}
+
+fn stopped<B: Backend>() -> BuqueueError {
+    BuqueueError::new(ErrorKind::ShuttingDown, "the consumer has been shut down").at(B::NAME, "receive")
 }
 
 fn stamp<B: Backend>(error: BuqueueError) -> BuqueueError {
     error.at(B::NAME, "receive")
 }
 
+impl<B: Backend> Begin<Result<Delivery>> for Consumer<B> {
+    fn begin(&mut self) -> QueueFuture<'_, Result<Delivery>> {
+        match self.receive_ready() {
+            Some(delivery) => QueueFuture::ready(Ok(delivery)),
+            None => QueueFuture::pending(self.wait()),
+        }
+    }
+}
+
+impl<B: Backend> Begin<Option<Delivery>> for Consumer<B> {
+    fn begin(&mut self) -> QueueFuture<'_, Option<Delivery>> {
+        match self.receive_ready() {
+            Some(delivery) => QueueFuture::ready(Some(delivery)),
+            None => QueueFuture::pending(Self::receive_graceful(self)),
+        }
+    }
+}
+
 impl<B: Backend> QueueConsumer for Consumer<B> {
     fn receive(&mut self) -> QueueFuture<'_, Result<Delivery>> {
-        match self.next_ready() {
-            Ok(Some(delivery)) => QueueFuture::ready(Ok(delivery)),
-            Ok(None) => QueueFuture::pending(self.wait()),
-            Err(error) => QueueFuture::ready(Err(error)),
-        }
+        QueueFuture::receive(self)
     }
 
     fn receive_batch(&mut self, max: usize) -> QueueFuture<'_, Result<Vec<Delivery>>> {
@@ -387,16 +522,7 @@ impl<B: Backend> QueueConsumer for Consumer<B> {
     }
 
     fn receive_graceful(&mut self) -> QueueFuture<'_, Option<Delivery>> {
-        match self.next_ready() {
-            Ok(Some(delivery)) => QueueFuture::ready(Some(delivery)),
-            Ok(None) => QueueFuture::pending(Self::receive_graceful(self)),
-            Err(error) => {
-                if error.kind != ErrorKind::ShuttingDown {
-                    self.remembered = Some(error);
-                }
-                QueueFuture::pending(Self::receive_graceful(self))
-            }
-        }
+        QueueFuture::receive(self)
     }
 
     fn shutdown_handle(&self) -> ShutdownHandle {
@@ -439,15 +565,19 @@ impl<C: QueueConsumer + ?Sized> QueueConsumer for Box<C> {
     }
 }
 
-/// A dropped consumer closes as a crashed one would, only sooner: what it had fetched is given back in the
-/// background where a runtime is there, else by the lease.
+/// A dropped consumer gives back what it had fetched: at once, in the background where a runtime is there, or by the
+/// lease.
 impl<B: Backend> Drop for Consumer<B> {
     fn drop(&mut self) {
-        for received in self.inbox.drain(..) {
-            received.lease.abandon(received.index);
-        }
-        for received in self.exhausted.drain(..) {
-            received.lease.abandon(received.index);
+        self.inbox.append(&mut self.burials.waiting);
+        for Received { lease, index, .. } in self.inbox.drain(..).rev() {
+            if lease.release(index).into_ready().is_ok() {
+                continue;
+            }
+            match Handle::try_current() {
+                Ok(runtime) => drop(runtime.spawn(async move { lease.release(index).await })),
+                Err(_) => lease.abandon(index),
+            }
         }
     }
 }

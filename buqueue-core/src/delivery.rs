@@ -15,6 +15,9 @@ use crate::driver::{Lease, Received};
 use crate::shutdown::Shared;
 use crate::{BuqueueError, ErrorKind, Headers, Message, MessageId, QueueProducer, Result, observe};
 
+/// The lease of a message while its dead letter is published.
+pub(crate) const BURIAL: Duration = Duration::from_secs(30);
+
 /// How long a message stays away whose dead letter could not be published.
 pub(crate) const DEAD_LETTER_RETRY: Duration = Duration::from_secs(1);
 
@@ -268,6 +271,14 @@ impl Delivery {
 
     /// Publish, confirm, then ack. Until it is published the delivery stays open: dropped here, it is nacked.
     async fn bury(mut self, dead_letters: &DeadLetters, reason: &str, operation: &'static str) -> Result<()> {
+        // A handler that outlived its lease must not publish what somebody else will publish too; and the lease must
+        // not run out in the middle.
+        if let Err(error) = self.lease.extend(self.index, BURIAL).await
+            && error.kind == ErrorKind::LeaseExpired
+        {
+            self.open = false;
+            return Err(self.stamp(error, operation));
+        }
         let published = dead_letters
             .publish(&Death {
                 message: self.message(),

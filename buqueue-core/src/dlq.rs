@@ -120,7 +120,7 @@ pub(crate) struct Death<'a> {
 impl Death<'_> {
     /// The message as it goes to the dead letter queue.
     fn letter(&self, now: DateTime<Utc>) -> Message {
-        let deaths = deaths(self.message) + 1;
+        let deaths = deaths(self.message).saturating_add(1);
         let mut letter = self.message.without_reserved_headers().into_internal();
         let first_failed_at = self.first_failed_at.unwrap_or(now);
         letter.set_header(REASON, cut(self.reason, REASON_MAX_BYTES));

@@ -8,12 +8,14 @@ pub const RESERVED_PREFIX: &str = "buqueue-";
 /// Digits of seven bits that hold a length. Each is a byte below 0x80, so the buffer stays valid UTF-8 and a
 /// value is sliced out without being checked again.
 const LENGTH_DIGITS: usize = 5;
-const LENGTH_MAX: usize = (1 << (7 * LENGTH_DIGITS)) - 1;
+const LENGTH_MAX: u64 = (1 << (7 * LENGTH_DIGITS)) - 1;
 
 /// The headers of a message: a map from name to text.
 ///
 /// Names are case-sensitive; setting a name again replaces its value; the order is not promised. On send a name
 /// must be 1 to 255 bytes of visible ASCII; what a foreign program wrote is kept as far as the type allows.
+///
+/// Made for a handful of headers: looking one up, and setting one, walks over those before it.
 ///
 /// All headers live in one buffer, so building, cloning and dropping a set costs one allocation, not two a header.
 #[derive(Clone, Default)]
@@ -32,7 +34,8 @@ impl Headers {
 
     /// Sets a header, replacing the value that the name had.
     pub fn insert(&mut self, name: &str, value: &str) {
-        if name.len() > LENGTH_MAX || value.len() > LENGTH_MAX {
+        let too_long = |text: &str| u64::try_from(text.len()).is_ok_and(|length| length > LENGTH_MAX);
+        if too_long(name) || too_long(value) {
             // 32 GiB: no broker takes it, and the length would not fit its field.
             return;
         }

@@ -180,6 +180,16 @@ impl Message {
         self.meta.get_or_insert_default()
     }
 
+    /// The message as its consumer gets it. A backend that keeps messages in this process calls this when it takes one:
+    /// what buqueue was allowed to write, a user who sends the message on is not.
+    #[must_use]
+    pub fn into_stored(mut self) -> Self {
+        if let Some(meta) = &mut self.meta {
+            meta.internal = false;
+        }
+        self
+    }
+
     /// Marks a message that buqueue writes itself.
     pub(crate) fn into_internal(mut self) -> Self {
         self.meta_mut().internal = true;

@@ -29,6 +29,12 @@ pub(crate) fn dead_letter_failed(backend: &'static str, source: &str, error: &Bu
     let _ = (backend, source, error);
 }
 
+/// A dead letter is out, and its original could not be acked: it may be buried again.
+pub(crate) fn dead_letter_not_acked(backend: &'static str, source: &str, error: &BuqueueError) {
+    event!(warn, backend, source, %error, "dead letter published; its original could not be acked");
+    let _ = (backend, source, error);
+}
+
 /// A receive failed in a way that may pass; it is tried again.
 pub(crate) fn receive_failed(backend: &'static str, source: &str, error: &BuqueueError, failures: u32) {
     event!(warn, backend, source, %error, failures, "receive failed; trying again");

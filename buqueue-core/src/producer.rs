@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 
 use crate::capability::Capabilities;
 use crate::driver::{Backend, Producer as _};
+use crate::future::BeginSend;
 use crate::{BuqueueError, ErrorKind, Feature, Message, MessageId, QueueFuture, Result};
 
 /// Sends messages to one queue.
@@ -86,11 +87,13 @@ impl<B: Backend> Producer<B> {
             return Ok(Vec::new());
         }
         let verdicts: Vec<Result<()>> = messages.iter().map(|message| self.check(message)).collect();
-        let outcomes = if verdicts.iter().all(Result::is_ok) {
+        let count = messages.len();
+        let mut outcomes = if verdicts.iter().all(Result::is_ok) {
             self.inner.driver.send_batch(messages).await
         } else {
             self.send_valid(messages, verdicts).await
         };
+        outcomes.resize_with(count, || Err(no_outcome()));
         if outcomes.iter().all(Result::is_ok) {
             return outcomes.into_iter().collect();
         }
@@ -111,9 +114,7 @@ impl<B: Backend> Producer<B> {
         verdicts
             .into_iter()
             .map(|verdict| match verdict {
-                Ok(()) => sent.next().unwrap_or_else(|| {
-                    Err(BuqueueError::new(ErrorKind::ConnectionLost, "the backend gave no outcome"))
-                }),
+                Ok(()) => sent.next().unwrap_or_else(|| Err(no_outcome())),
                 Err(error) => Err(error),
             })
             .collect()
@@ -125,7 +126,8 @@ impl<B: Backend> Producer<B> {
         &self.inner.capabilities
     }
 
-    /// Flushes and closes. Other clones can no longer send afterwards.
+    /// Flushes what is buffered. Call it when the last message has been sent; whether a send still works afterwards is
+    /// the backend's affair.
     ///
     /// # Errors
     /// What could not be flushed.
@@ -151,12 +153,16 @@ impl<B: Backend> Producer<B> {
     }
 }
 
+fn no_outcome() -> BuqueueError {
+    BuqueueError::new(ErrorKind::ConnectionLost, "the backend gave no outcome for this message")
+}
+
 fn stamp<B: Backend>(operation: &'static str) -> impl Fn(BuqueueError) -> BuqueueError {
     move |error| error.at(B::NAME, operation)
 }
 
-impl<B: Backend> QueueProducer for Producer<B> {
-    fn send(&self, message: Message) -> QueueFuture<'_, Result<MessageId>> {
+impl<B: Backend> BeginSend<Result<MessageId>> for Producer<B> {
+    fn begin(&self, message: Message) -> QueueFuture<'_, Result<MessageId>> {
         if let Err(error) = self.check(&message) {
             return QueueFuture::ready(Err(error.at(B::NAME, "send")));
         }
@@ -167,6 +173,12 @@ impl<B: Backend> QueueProducer for Producer<B> {
                 QueueFuture::pending(async move { sent.await.map_err(stamp::<B>("send")) })
             }
         }
+    }
+}
+
+impl<B: Backend> QueueProducer for Producer<B> {
+    fn send(&self, message: Message) -> QueueFuture<'_, Result<MessageId>> {
+        QueueFuture::send(self, message)
     }
 
     fn send_at(&self, message: Message, deliver_at: DateTime<Utc>) -> QueueFuture<'_, Result<MessageId>> {

@@ -29,7 +29,8 @@ pub(crate) struct Shared {
     pub(crate) dead_lettered: AtomicU64,
     stopped: WakerSlot,
     drain_timeout: Duration,
-    drain_deadline: OnceLock<Instant>,
+    /// `None` inside: longer than a clock can tell.
+    drain_deadline: OnceLock<Option<Instant>>,
     closer: Arc<dyn Closer>,
 }
 
@@ -68,6 +69,10 @@ impl Shared {
     pub(crate) async fn until_stopped<F: Future>(&self, future: F) -> Option<F::Output> {
         let mut future = pin!(future);
         poll_fn(|context| {
+            // Before the poll: what a fetch brings after the stop would have nowhere to go.
+            if self.is_stopped() {
+                return Poll::Ready(None);
+            }
             if let Poll::Ready(output) = future.as_mut().poll(context) {
                 return Poll::Ready(Some(output));
             }
@@ -78,15 +83,28 @@ impl Shared {
         .await
     }
 
-    /// Stops new deliveries, waits for those in flight, closes. Any number of callers may do this at once.
-    pub(crate) async fn finish(&self) {
+    /// Stops new deliveries and wakes the receiver.
+    pub(crate) fn stop(&self) {
         self.in_flight.close();
         self.stopped.wake();
+    }
+
+    /// Stops new deliveries, waits for those in flight, closes. Any number of callers may do this at once.
+    pub(crate) async fn finish(&self) {
+        self.stop();
         // The first caller sets the deadline for all of them.
-        let deadline = *self.drain_deadline.get_or_init(|| Instant::now() + self.drain_timeout);
-        // Running out of time is not an error: what is left is redelivered when its lease runs out.
-        drop(timeout_at(deadline, self.in_flight.drained()).await);
+        let deadline = *self.drain_deadline.get_or_init(|| Instant::now().checked_add(self.drain_timeout));
+        match deadline {
+            // Running out of time is not an error: what is left is redelivered when its lease runs out.
+            Some(deadline) => drop(timeout_at(deadline, self.in_flight.drained()).await),
+            None => self.in_flight.drained().await,
+        }
         observe::stopped(self.backend, &self.source, self.in_flight.count());
+        self.close().await;
+    }
+
+    /// Closes the driver; what takes too long is left to the leases.
+    pub(crate) async fn close(&self) {
         match timeout(CLOSE_TIMEOUT, self.closer.close()).await {
             Ok(Ok(())) | Err(_) => {}
             Ok(Err(error)) => observe::close_failed(self.backend, &self.source, &error),

@@ -103,6 +103,7 @@ impl Producer for Half {
         if refuse.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
             return Err(BuqueueError::new(ErrorKind::ConnectionLost, "as scripted"));
         }
+        // How long the answer takes.
         let slow = u64::try_from(self.0.script.slow_sends.load(Ordering::SeqCst)).unwrap();
         // The broker has the message before its answer is back.
         self.0.script.sent.lock().unwrap().push((self.0.queue.clone(), message));
@@ -249,6 +250,8 @@ async fn a_permanent_error_ends_a_graceful_loop_and_is_remembered() {
     script.fail(ErrorKind::InvalidConfig);
     assert!(consumer.receive_graceful().await.is_none());
     assert_eq!(script.closed.load(Ordering::SeqCst), 1);
+    assert_eq!(consumer.receive().await.unwrap_err().kind, ErrorKind::InvalidConfig);
+    assert_eq!(consumer.receive().await.unwrap_err().kind, ErrorKind::ShuttingDown);
 }
 
 #[tokio::test(start_paused = true)]
@@ -307,7 +310,7 @@ async fn a_failing_dead_letter_queue_holds_nobody_up_and_loses_nothing() {
     script.arrive([(Message::new("poison"), 2)]);
     script.arrive([one("good")]);
     assert_eq!(consumer.receive().await.unwrap().payload(), "good");
-    assert_eq!(script.settled()[0], "nack(1000) poison", "kept in its queue, for later");
+    assert_eq!(script.settled()[1], "nack(1000) poison", "kept in its queue, for later");
     script.arrive([one("failing")]);
     let error = consumer.receive().await.unwrap().nack().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::ConnectionLost);
@@ -328,7 +331,7 @@ async fn a_cancelled_receive_does_not_publish_a_dead_letter_twice() {
     script.arrive([one("good")]);
     consumer.receive().await.unwrap().ack().await.unwrap();
     assert_eq!(script.dead().len(), 1);
-    assert_eq!(script.settled(), ["ack poison", "ack good"]);
+    assert_eq!(script.settled(), ["extend poison", "ack poison", "ack good"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -339,7 +342,7 @@ async fn nacks_become_dead_letters_at_the_limit() {
     script.arrive([(Message::new("a"), 2)]);
     consumer.receive().await.unwrap().nack_after(Duration::from_millis(70)).await.unwrap();
     consumer.receive().await.unwrap().nack_after(Duration::from_millis(70)).await.unwrap();
-    assert_eq!(script.settled(), ["nack(70) a", "ack a"]);
+    assert_eq!(script.settled(), ["nack(70) a", "extend a", "ack a"]);
     assert_eq!(script.dead().len(), 1);
 }
 
@@ -411,9 +414,9 @@ async fn a_dropped_consumer_gives_back_what_it_holds() {
     script.arrive([one("a"), one("b")]);
     let delivery = consumer.receive().await.unwrap();
     drop(consumer);
-    assert_eq!(script.settled(), ["abandon b"]);
+    assert_eq!(script.settled(), ["release b"], "it was no attempt");
     delivery.ack().await.unwrap();
-    assert_eq!(script.settled(), ["abandon b", "ack a"]);
+    assert_eq!(script.settled(), ["release b", "ack a"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -488,6 +491,107 @@ async fn ack_all_acks_every_run_of_leases() {
     Delivery::ack_all(batch).await.unwrap();
     assert_eq!(script.settled(), ["ack a", "ack b", "ack c"]);
     assert_eq!(consumer.stats().in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_never_polled_does_nothing() {
+    let script = Arc::new(Script::default());
+    let (producer, mut consumer) = builder(&script).make_dynamic().build_pair().await.unwrap();
+    script.arrive([one("a"), one("b")]);
+    consumer.receive().await.unwrap().ack().await.unwrap();
+    // "b" waits in the consumer and could be handed out at once.
+    drop(consumer.receive());
+    drop(consumer.receive_graceful());
+    drop(producer.send(Message::new("unsent")));
+    assert!(script.sent.lock().unwrap().is_empty());
+    assert_eq!(script.settled(), ["ack a"]);
+    assert_eq!(consumer.receive().await.unwrap().payload(), "b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_leave_while_messages_keep_coming() {
+    let script = Arc::new(Script::default());
+    let mut consumer = with_dlq(&script, 1).build_consumer().await.unwrap();
+    script.slow_sends.store(5, Ordering::SeqCst);
+    script.arrive([(Message::new("poison"), 2)]);
+    for _ in 0..50 {
+        script.arrive([one("good")]);
+    }
+    for handled in 0..50 {
+        consumer.receive().await.unwrap().ack().await.unwrap();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(handled < 20 || script.dead().len() == 1, "one dead letter, and not only when all is quiet");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_queue_that_hangs_holds_up_neither_receiving_nor_stopping() {
+    let script = Arc::new(Script::default());
+    let mut consumer = with_dlq(&script, 1).build_consumer().await.unwrap();
+    script.slow_sends.store(1_000_000_000, Ordering::SeqCst);
+    script.arrive([(Message::new("poison"), 2)]);
+    assert!(consumer.try_receive().await.unwrap().is_none());
+    script.arrive([one("a"), one("b")]);
+    consumer.receive().await.unwrap().ack().await.unwrap();
+    let shutdown = consumer.shutdown_handle();
+    let start = Instant::now();
+    let stopping = tokio::spawn(async move { shutdown.shutdown().await });
+    tokio::task::yield_now().await;
+    assert!(consumer.receive_graceful().await.is_none());
+    stopping.await.unwrap();
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    assert!(script.settled().contains(&"release b".to_owned()), "{:?}", script.settled());
+    drop(consumer);
+    assert!(script.settled().contains(&"abandon poison".to_owned()), "{:?}", script.settled());
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_dead_letters_than_can_wait_do_not_pile_up() {
+    let script = Arc::new(Script::default());
+    let mut consumer = with_dlq(&script, 1).build_consumer().await.unwrap();
+    script.slow_sends.store(1_000_000_000, Ordering::SeqCst);
+    for _ in 0..1000 {
+        script.arrive([(Message::new("poison"), 2)]);
+    }
+    assert!(timeout(Duration::from_secs(60), consumer.receive()).await.is_err());
+    assert!(script.fetch_calls.load(Ordering::SeqCst) < 200);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_without_end_is_no_panic() {
+    let script = Arc::new(Script::default());
+    let mut consumer = builder(&script).drain_timeout(Duration::MAX).build_consumer().await.unwrap();
+    script.arrive([one("a")]);
+    let delivery = consumer.receive().await.unwrap();
+    let shutdown = consumer.shutdown_handle();
+    let stopping = tokio::spawn(async move { shutdown.shutdown().await });
+    tokio::time::sleep(Duration::from_secs(100_000)).await;
+    assert!(!stopping.is_finished());
+    delivery.ack().await.unwrap();
+    stopping.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_and_a_message_in_one_moment_lose_nothing() {
+    let script = Arc::new(Script::default());
+    let mut consumer = with_dlq(&script, 1).build_consumer().await.unwrap();
+    script.arrive([one("held")]);
+    let held = consumer.receive().await.unwrap();
+    let shutdown = consumer.shutdown_handle();
+    let receiving = tokio::spawn(async move {
+        let outcome = consumer.receive().await.map(drop);
+        (consumer, outcome)
+    });
+    tokio::task::yield_now().await;
+    let stopping = tokio::spawn(async move { shutdown.shutdown().await });
+    script.arrive([one("late")]);
+    let (consumer, outcome) = receiving.await.unwrap();
+    if outcome.is_err() {
+        drop(consumer);
+        assert!(!script.settled().iter().any(|what| what.contains("abandon") || what.contains("nack")));
+    }
+    held.ack().await.unwrap();
+    stopping.await.unwrap();
 }
 
 #[test]
