@@ -211,6 +211,9 @@ impl<B: Backend> Consumer<B> {
         }
         self.shared.stop();
         self.give_back().await;
+        // What is not done in time is left to the leases.
+        let Self { burials, shared, .. } = self;
+        drop(timeout(CLOSE_TIMEOUT, burials.finish(shared)).await);
         self.shared.finish().await;
         None
     }
@@ -355,16 +358,15 @@ impl<B: Backend> Consumer<B> {
         error
     }
 
-    /// Hands back what was fetched and not handed out, and finishes the dead letters that are on their way. What is
-    /// not done in time is left to the leases.
+    /// Hands back what was fetched and not handed out. What is not done in time is left to the leases.
     async fn give_back(&mut self) {
-        if self.inbox.is_empty() && self.burials.is_empty() {
+        self.inbox.append(&mut self.burials.waiting);
+        if self.inbox.is_empty() {
             return;
         }
         // The driver first: what it holds is younger than what is here, and belongs behind it.
         self.shared.close().await;
-        self.inbox.append(&mut self.burials.waiting);
-        let Self { inbox, burials, shared, .. } = self;
+        let Self { inbox, shared, .. } = self;
         let all = async {
             while let Some(received) = inbox.last() {
                 if let Err(error) = received.lease.release(received.index).await {
@@ -372,7 +374,6 @@ impl<B: Backend> Consumer<B> {
                 }
                 inbox.pop();
             }
-            burials.finish(shared).await;
         };
         drop(timeout(CLOSE_TIMEOUT, all).await);
     }

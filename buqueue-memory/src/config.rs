@@ -12,8 +12,9 @@ use crate::MemoryBroker;
 pub struct MemoryConfig {
     /// The queue's name in the broker. Default: `"queue"`.
     pub queue: String,
-    /// How many messages may wait in the queue, scheduled ones included; `send` waits while it is full. At least 1.
-    /// Default: 1 048 576. Fixed by the first to open the queue.
+    /// How many messages may wait in the queue, scheduled ones included; `send` waits while it is full. What consumers
+    /// have taken does not count, also the little that a busy one takes ahead: at most 64 messages, and at most a
+    /// sixteenth of the capacity. At least 1. Default: 1 048 576. Fixed by the first to open the queue.
     pub capacity: usize,
     /// How long a delivery stays with this consumer unsettled before it goes to another. From 1 ms to 100 years.
     /// Default: 30 s.

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use buqueue_core::driver::{Closer, Consumer, Received};
 use buqueue_core::{QueueFuture, Result};
+use tokio::runtime::{self, Handle};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::lease::{Chunk, millis_up};
-use crate::queue::{Block, Queue, State};
+use crate::lease::{Chunk, lease_end, millis_up};
+use crate::queue::{BLOCK_BYTES, Block, LOOK_AGAIN, Queue, State};
 
 /// Receives from one in-memory queue.
 pub struct MemoryConsumer {
@@ -32,6 +34,14 @@ struct Hand {
     ahead: bool,
     /// An empty block, to be given back to the queue under the next lock.
     spare: Option<Block>,
+    /// To be dropped after the lock: a payload's drop may run the user's code.
+    garbage: Garbage,
+}
+
+#[derive(Default)]
+struct Garbage {
+    blocks: Vec<Block>,
+    chunks: Vec<Arc<Chunk>>,
 }
 
 #[derive(Debug)]
@@ -45,7 +55,14 @@ impl MemoryConsumer {
     pub(crate) fn new(queue: Arc<Queue>, lease: Duration) -> Self {
         let seat = queue.lock().take_seat();
         let closed = Arc::new(Closed { queue: Arc::clone(&queue), seat, flag: AtomicBool::new(false) });
-        let hand = Hand { seat, lease_ms: millis_up(lease), current: None, ahead: false, spare: None };
+        let hand = Hand {
+            seat,
+            lease_ms: millis_up(lease),
+            current: None,
+            ahead: false,
+            spare: None,
+            garbage: Garbage::default(),
+        };
         Self { queue, hand, alarm: None, closed }
     }
 }
@@ -61,7 +78,7 @@ impl Hand {
     fn take_current(&self, max: usize, now: u64, out: &mut Vec<Received>) {
         let Some(chunk) = &self.current else { return };
         while out.len() < max
-            && let Some(received) = chunk.hand_out(now)
+            && let Some(received) = chunk.hand_out(now, self.lease_ms)
         {
             out.push(received);
         }
@@ -91,10 +108,14 @@ impl Hand {
             };
             let Some(block) = state.take(want) else { break };
             self.leave_current(state);
+            self.renew(queue, block);
             let place = state.place();
-            self.renew(queue, block, place);
-            if let Some(chunk) = &self.current {
-                state.watch(Arc::clone(chunk), now.saturating_add(self.lease_ms));
+            if let Some(chunk) = &mut self.current {
+                // Unique: nobody has seen it yet.
+                if let Some(unique) = Arc::get_mut(chunk) {
+                    unique.take_place(place, now);
+                }
+                state.watch(Arc::clone(chunk), lease_end(now, self.lease_ms));
             }
             self.take_current(max, now, out);
             self.ahead = self.has_unread();
@@ -106,9 +127,13 @@ impl Hand {
         if out.is_empty() {
             // The queue is empty, but another consumer may have leased ahead.
             while out.len() < max
-                && let Some(received) = state.unread_chunk().and_then(|chunk| chunk.hand_out(now))
+                && let Some(received) =
+                    state.unread_chunk().and_then(|chunk| chunk.hand_out(now, self.lease_ms))
             {
                 out.push(received);
+            }
+            if !out.is_empty() {
+                state.lease_given(lease_end(now, self.lease_ms));
             }
         }
     }
@@ -126,15 +151,30 @@ impl Hand {
     }
 
     /// Makes the block the chunk at hand: in the last one again if all its deliveries are gone, else in a new one.
-    fn renew(&mut self, queue: &Arc<Queue>, block: Block, place: usize) {
+    fn renew(&mut self, queue: &Arc<Queue>, block: Block) {
         if let Some(unique) = self.current.as_mut().and_then(Arc::get_mut) {
-            let mut settled = unique.renew(block, place);
-            settled.clear();
-            self.spare = Some(settled);
+            self.garbage.blocks.push(unique.renew(block));
         } else {
-            let chunk = Chunk::new(Arc::clone(queue), block, place, self.seat, self.lease_ms);
-            self.current = Some(Arc::new(chunk));
+            let chunk = Chunk::new(Arc::clone(queue), block, self.seat, self.lease_ms);
+            self.garbage.chunks.extend(self.current.replace(Arc::new(chunk)));
         }
+    }
+
+    /// Lets go of a chunk that is used up and large, rather than keep its payloads while waiting.
+    fn let_go(&mut self, state: &mut State) {
+        if self.current.as_ref().is_some_and(|chunk| chunk.bytes > BLOCK_BYTES && !chunk.has_unread()) {
+            self.leave_current(state);
+            self.garbage.chunks.extend(self.current.take());
+        }
+    }
+
+    /// Drops what was put aside; without the lock.
+    fn sweep(&mut self) {
+        for mut block in self.garbage.blocks.drain(..) {
+            block.clear();
+            self.spare = Some(block);
+        }
+        self.garbage.chunks.clear();
     }
 }
 
@@ -147,11 +187,14 @@ impl Consumer for MemoryConsumer {
         }
         let now = self.queue.now();
         self.hand.take_current(max, now, out);
-        if out.len() < max && !self.closed.is_set() {
+        if out.len() < max {
             let mut state = self.queue.lock();
-            self.hand.take_from_queue(&self.queue, &mut state, max, now, out);
+            if !self.closed.is_set() {
+                self.hand.take_from_queue(&self.queue, &mut state, max, now, out);
+            }
             self.queue.wake_consumer(state);
             self.queue.wake_producer();
+            self.hand.sweep();
         }
         Ok(())
     }
@@ -193,12 +236,16 @@ impl Turn<'_> {
             if !out.is_empty() || closed || now >= give_up {
                 queue.wake_consumer(state);
                 queue.wake_producer();
+                hand.sweep();
                 return Poll::Ready(());
             }
+            hand.let_go(&mut state);
             let watch = state.wait(hand.seat, context.waker());
             self.waiting = true;
             queue.wake_consumer(state);
-            let at = queue.instant(watch.unwrap_or(give_up).min(give_up));
+            hand.sweep();
+            let again = now.saturating_add(millis_up(LOOK_AGAIN));
+            let at = queue.instant(watch.unwrap_or(again).min(again).min(give_up));
             if Alarm::poll(alarm, at, context).is_pending() {
                 return Poll::Pending;
             }
@@ -222,25 +269,33 @@ struct Alarm {
     timer: Pin<Box<Sleep>>,
     /// Whom the timer wakes.
     waker: Waker,
+    /// Whose timer it is: a consumer may move to another runtime.
+    runtime: runtime::Id,
 }
 
 impl Alarm {
     /// Ready when `at` has come.
     fn poll(alarm: &mut Option<Self>, at: Instant, context: &mut Context<'_>) -> Poll<()> {
-        let alarm = alarm.get_or_insert_with(|| {
-            let mut timer = Box::pin(sleep_until(at));
-            let _first = timer.as_mut().poll(context);
-            Self { timer, waker: context.waker().clone() }
-        });
-        let elapsed = alarm.timer.is_elapsed();
-        if elapsed || alarm.timer.deadline() > at {
-            alarm.timer.as_mut().reset(at);
-        } else if alarm.waker.will_wake(context.waker()) {
-            return Poll::Pending;
+        let runtime = Handle::current().id();
+        if let Some(alarm) = alarm.as_mut().filter(|alarm| alarm.runtime == runtime) {
+            if alarm.timer.is_elapsed() || alarm.timer.deadline() > at {
+                alarm.timer.as_mut().reset(at);
+            } else if alarm.waker.will_wake(context.waker()) {
+                return Poll::Pending;
+            }
+            alarm.waker.clone_from(context.waker());
+            return poll_timer(alarm.timer.as_mut(), context);
         }
-        alarm.waker.clone_from(context.waker());
-        alarm.timer.as_mut().poll(context)
+        let mut timer = Box::pin(sleep_until(at));
+        let outcome = poll_timer(timer.as_mut(), context);
+        *alarm = Some(Self { timer, waker: context.waker().clone(), runtime });
+        outcome
     }
+}
+
+/// Outside tokio's budget for a task: with the budget used up a timer would not note whom to wake.
+fn poll_timer(timer: Pin<&mut Sleep>, context: &mut Context<'_>) -> Poll<()> {
+    pin!(unconstrained(timer)).poll(context)
 }
 
 impl Closed {
@@ -248,9 +303,11 @@ impl Closed {
         self.flag.load(Ordering::Relaxed)
     }
 
+    /// Once: afterwards the seat may be another consumer's.
     fn close_now(&self) {
-        self.flag.store(true, Ordering::Relaxed);
-        self.queue.return_unread(self.seat);
+        if !self.flag.swap(true, Ordering::Relaxed) {
+            self.queue.return_unread(self.seat);
+        }
     }
 }
 
@@ -266,7 +323,10 @@ impl Drop for MemoryConsumer {
         self.closed.close_now();
         let mut state = self.queue.lock();
         self.hand.leave_current(&mut state);
-        state.free_seat(self.hand.seat);
+        let waker = state.free_seat(self.hand.seat);
+        drop(state);
+        // After the lock: a waker may hold its task, and the task anything.
+        drop(waker);
     }
 }
 

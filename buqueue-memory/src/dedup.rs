@@ -5,7 +5,7 @@ use buqueue_core::MessageId;
 
 /// The deduplication ids of at least the last window, at most the last two.
 ///
-/// Two generations rotate, so forgetting costs one drop of a table and no bookkeeping per id.
+/// Two generations rotate, so forgetting an id costs no bookkeeping while it is remembered.
 #[derive(Debug)]
 pub(crate) struct Dedup {
     window_ms: u64,
@@ -48,7 +48,7 @@ impl Dedup {
         if both {
             self.old = HashMap::new();
         }
-        self.rotates_at = now.saturating_add(self.window_ms);
+        self.rotates_at = if both { now } else { self.rotates_at }.saturating_add(self.window_ms);
     }
 }
 

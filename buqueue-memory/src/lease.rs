@@ -11,7 +11,8 @@ use crate::queue::{Block, Failures, Queue, Slot};
 /// A block of messages that one consumer has taken off the queue.
 ///
 /// Messages are handed out by advancing `cursor`, by the consumer itself or by another one that finds the queue
-/// empty, so what is leased ahead never starves anybody. Settling touches the slot's own state and no lock.
+/// empty; what lies unread for a while goes back, so that leasing ahead starves nobody. An ack touches the slot's own
+/// state; only the last of a chunk takes the lock.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) queue: Arc<Queue>,
@@ -24,6 +25,10 @@ pub(crate) struct Chunk {
     pub(crate) place: usize,
     pub(crate) consumer: usize,
     lease_ms: u64,
+    /// When the block was taken.
+    taken_at: u64,
+    /// Payload bytes, which live as long as the chunk.
+    pub(crate) bytes: usize,
 }
 
 // A slot's state: the end of its lease in the upper 62 bits, one of these in the lower two.
@@ -37,18 +42,42 @@ fn leased_until(end: u64) -> u64 {
     end << 2 | LEASED
 }
 
+/// Times are whole milliseconds, rounded down; a lease that starts within one ends after the last of it.
+pub(crate) fn lease_end(now: u64, lease_ms: u64) -> u64 {
+    now.saturating_add(lease_ms).saturating_add(1).min(u64::MAX >> 2)
+}
+
+/// What was leased ahead and not handed out for so long goes back to the queue when somebody else asks.
+const STALE_MS: u64 = 100;
+
+fn bytes(slots: &Block) -> usize {
+    slots.iter().map(|slot| slot.message.payload().len()).sum()
+}
+
 impl Chunk {
-    pub(crate) fn new(queue: Arc<Queue>, slots: Block, place: usize, consumer: usize, lease_ms: u64) -> Self {
-        let open = AtomicUsize::new(slots.len() + 1);
-        Self { queue, slots, cursor: AtomicUsize::new(0), open, place, consumer, lease_ms }
+    pub(crate) fn new(queue: Arc<Queue>, slots: Block, consumer: usize, lease_ms: u64) -> Self {
+        let (open, cursor) = (AtomicUsize::new(slots.len() + 1), AtomicUsize::new(0));
+        let bytes = bytes(&slots);
+        Self { queue, slots, cursor, open, place: 0, consumer, lease_ms, taken_at: 0, bytes }
     }
 
     /// Makes a finished chunk a new one and returns its old, settled block.
-    pub(crate) fn renew(&mut self, slots: Block, place: usize) -> Block {
+    pub(crate) fn renew(&mut self, slots: Block) -> Block {
         *self.open.get_mut() = slots.len() + 1;
         *self.cursor.get_mut() = 0;
-        self.place = place;
+        self.bytes = bytes(&slots);
         std::mem::replace(&mut self.slots, slots)
+    }
+
+    /// Where the queue keeps it, and since when.
+    pub(crate) fn take_place(&mut self, place: usize, now: u64) {
+        self.place = place;
+        self.taken_at = now;
+    }
+
+    /// Whether messages have been lying unread for longer than a busy consumer needs for them.
+    pub(crate) fn is_stale(&self, now: u64) -> bool {
+        self.has_unread() && now >= self.taken_at.saturating_add(STALE_MS)
     }
 
     #[inline]
@@ -56,15 +85,15 @@ impl Chunk {
         self.cursor.load(Ordering::Relaxed) < self.slots.len()
     }
 
-    /// Hands out the next message; its lease starts now.
+    /// Hands out the next message; its lease, as long as its taker's are, starts now.
     #[inline]
-    pub(crate) fn hand_out(self: &Arc<Self>, now: u64) -> Option<Received> {
+    pub(crate) fn hand_out(self: &Arc<Self>, now: u64, lease_ms: u64) -> Option<Received> {
         if !self.has_unread() {
             return None;
         }
         let index = self.cursor.fetch_add(1, Ordering::Relaxed);
         let slot = self.slots.get(index)?;
-        slot.state.store(leased_until(now.saturating_add(self.lease_ms)), Ordering::Release);
+        slot.state.store(leased_until(lease_end(now, lease_ms)), Ordering::Release);
         let (delivery_count, first_failed_at) = match slot.failures.as_deref() {
             None => (1, None),
             Some(Failures { count, first_at }) => (count.saturating_add(1), Some(*first_at)),
@@ -169,7 +198,7 @@ impl Chunk {
     }
 
     fn extend_now(&self, index: u32, by: Duration) -> Result<()> {
-        let end = self.queue.now().saturating_add(millis_up(by)).min(u64::MAX >> 2);
+        let end = lease_end(self.queue.now(), millis_up(by));
         let slot = self.slot(index);
         let mut state = slot.state.load(Ordering::Acquire);
         while state & TAG == LEASED {

@@ -5,14 +5,15 @@
 //! | queue | a name inside a [`MemoryBroker`]; cloning a [`MemoryConfig`] shares the broker |
 //! | routing key, headers, deduplication id | kept with the message |
 //! | lease | per delivery, from hand-over; default 30 s |
-//! | `nack` | back to the head of the queue, at once |
+//! | `nack` | back to the head of the queue, at once; a consumer first hands out what it has at hand |
 //! | `nack_after`, `send_at` | kept by the queue until due, to the millisecond; any horizon |
 //! | `deduplication_id` | remembered for at least the window, at most twice as long; default 5 min |
 //! | capacity | `send` waits while the queue is full; default 1 048 576 messages |
 //!
-//! Time comes from tokio's clock, so a test that pauses time drives schedules, leases and timeouts.
+//! The runtime needs tokio's time driver (`enable_time`). Time comes from tokio's clock, so a test that pauses time drives schedules, leases and timeouts.
 //!
-//! There is no background task and no task per message: whoever waits for messages also watches the clock.
+//! There is no background task and no task per message: whoever waits for messages also watches the clock, and looks
+//! at least twice a second.
 //!
 //! Not promised: anything after the process ends. A queue has one group of consumers, which share its messages.
 //!

@@ -16,9 +16,17 @@ use crate::schedule::Schedule;
 
 /// Messages wait in blocks, and a busy consumer leases a whole block under one short lock.
 pub(crate) const BLOCK: usize = 64;
-/// A block is closed early when its payloads reach this. A block's payloads are freed together, so it bounds what an
-/// acked message can keep alive.
-const BLOCK_BYTES: usize = 64 * 1024;
+/// A block takes no message that would bring its payloads over this; a larger one has a block of its own. A block's
+/// payloads are freed together, so it bounds what an unsettled message keeps alive beside itself.
+pub(crate) const BLOCK_BYTES: usize = 64 * 1024;
+/// Messages that return to the head share a block only when they are this small.
+const SMALL_BYTES: usize = BLOCK_BYTES / BLOCK;
+/// One more consumer is woken for so many messages that wait.
+const WAKE_STEP: usize = 8;
+/// Nobody waits for longer without a look: a task that was woken in its place may never be polled.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// How often, at most, unread messages of idle consumers are looked for.
+const STALE_LOOK_MS: u64 = 50;
 /// Empty blocks kept for reuse.
 const SPARES: usize = 32;
 
@@ -104,8 +112,10 @@ pub(crate) struct State {
     free_seats: Vec<usize>,
     /// The seats of the consumers that wait, longest first.
     waiters: VecDeque<usize>,
-    /// A consumer was woken and has not looked yet: at most one, and whoever looks passes the wake on.
-    wake_pending: bool,
+    /// Consumers that were woken and have not looked yet.
+    wakes_pending: usize,
+    /// Unread messages of idle consumers are not looked for before this.
+    next_stale_look: u64,
     /// One waiting consumer wakes by itself at this time, so that not all of them need to.
     armed: Option<Armed>,
     /// How many consumers may have messages leased ahead, for others to take.
@@ -147,7 +157,8 @@ impl Queue {
                 seats: Vec::new(),
                 free_seats: Vec::new(),
                 waiters: VecDeque::new(),
-                wake_pending: false,
+                wakes_pending: 0,
+                next_stale_look: 0,
                 armed: None,
                 leased_ahead: 0,
             })),
@@ -176,7 +187,8 @@ impl Queue {
 
     #[inline]
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic under the lock can only come from a failed allocation; the state is whole between statements.
+        // Nothing of the user's runs under the lock, payloads are dropped after it, and the state is whole between
+        // statements.
         self.state.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -209,13 +221,14 @@ impl Queue {
         // The clock is read only for what needs it.
         let now = message.broker_deduplication_id().map(|_| self.now());
         let mut state = self.lock();
-        if state.len() >= self.capacity {
-            return Sent::Full(message);
-        }
         if let (Some(id), Some(now)) = (message.broker_deduplication_id(), now)
             && let Some(first) = state.dedup.seen(id, now)
         {
+            drop(state);
             return Sent::Ok(first);
+        }
+        if state.len() >= self.capacity {
+            return Sent::Full(message);
         }
         let id = state.push_new(message, now);
         self.wake_consumer(state);
@@ -225,30 +238,38 @@ impl Queue {
     /// Takes messages off the front of `messages` until the queue is full.
     pub(crate) fn try_send_many(&self, messages: &mut std::vec::IntoIter<Message>, ids: &mut Vec<MessageId>) {
         let now = self.now();
+        let mut duplicates = Vec::new();
         let mut state = self.lock();
         while state.len() < self.capacity {
             let Some(message) = messages.next() else { break };
-            let seen = message.broker_deduplication_id().and_then(|id| state.dedup.seen(id, now));
-            ids.push(seen.unwrap_or_else(|| MessageId::from(state.push_new(message, Some(now)))));
+            if let Some(first) = message.broker_deduplication_id().and_then(|id| state.dedup.seen(id, now)) {
+                ids.push(first);
+                duplicates.push(message);
+            } else {
+                ids.push(MessageId::from(state.push_new(message, Some(now))));
+            }
         }
         self.wake_consumer(state);
+        // After the lock: dropping a payload may run the user's code.
+        drop(duplicates);
     }
 
     /// Takes the message for later unless the queue is full.
     pub(crate) fn try_schedule(&self, message: Message, due: u64) -> Sent {
         let now = self.now();
         let mut state = self.lock();
+        if let Some(first) = message.broker_deduplication_id().and_then(|id| state.dedup.seen(id, now)) {
+            drop(state);
+            return Sent::Ok(first);
+        }
         if state.len() >= self.capacity {
             return Sent::Full(message);
-        }
-        if let Some(first) = message.broker_deduplication_id().and_then(|id| state.dedup.seen(id, now)) {
-            return Sent::Ok(first);
         }
         let id = if due <= now {
             state.push_new(message, Some(now))
         } else {
             let id = state.number(&message, Some(now));
-            state.schedule.insert(due, Slot::new(message, id));
+            state.schedule.insert(due, Slot::new(message.into_stored(), id));
             id
         };
         self.wake_consumer(state);
@@ -263,7 +284,8 @@ impl Queue {
         if self.lock().len() < self.capacity {
             return;
         }
-        space.await;
+        // A producer that was woken and is not polled must not keep the others waiting for ever.
+        drop(tokio::time::timeout(LOOK_AGAIN, space).await);
     }
 
     /// Tells a waiting producer that there may be space.
@@ -273,8 +295,8 @@ impl Queue {
         }
     }
 
-    /// Releases the lock and wakes a waiting consumer if there is something for one: a message, or an earlier time
-    /// to wake at.
+    /// Releases the lock and wakes a waiting consumer if there is something for one: a message, or an earlier time to
+    /// wake at.
     #[inline]
     pub(crate) fn wake_consumer(&self, mut state: MutexGuard<'_, State>) {
         self.ready_hint.store(state.ready > 0, Ordering::Relaxed);
@@ -317,18 +339,12 @@ impl Queue {
         let mut state = self.lock();
         let chunks: Vec<_> =
             state.chunks.iter().flatten().filter(|chunk| chunk.consumer == consumer).cloned().collect();
-        for chunk in chunks.into_iter().rev() {
-            let unread = chunk.take_unread();
-            let count = unread.len();
-            for index in unread.rev() {
-                let slot = &chunk.slots[index];
-                state.push_front(slot.again(slot.failures.clone()));
-            }
-            if chunk.close(count) {
-                state.forget(&chunk);
-            }
+        for chunk in chunks.iter().rev() {
+            state.take_back(chunk);
         }
         self.wake_consumer(state);
+        // After the lock: the last holder of a chunk drops payloads.
+        drop(chunks);
     }
 }
 
@@ -356,7 +372,7 @@ impl State {
     #[inline]
     fn push_new(&mut self, message: Message, now: Option<u64>) -> u64 {
         let id = self.number(&message, now);
-        self.push_back(Slot::new(message, id));
+        self.push_back(Slot::new(message.into_stored(), id));
         id
     }
 
@@ -364,7 +380,7 @@ impl State {
     fn push_back(&mut self, slot: Slot) {
         self.ready += 1;
         let bytes = slot.message.payload().len();
-        if self.tail_bytes < BLOCK_BYTES
+        if self.tail_bytes + bytes <= BLOCK_BYTES
             && let Some(tail) = self.blocks.back_mut().filter(|tail| tail.len() < BLOCK)
         {
             self.tail_bytes += bytes;
@@ -379,13 +395,38 @@ impl State {
 
     fn push_front(&mut self, slot: Slot) {
         self.ready += 1;
-        if let Some(head) = self.blocks.front_mut().filter(|head| head.len() < BLOCK) {
-            head.push_front(slot);
+        let is_small = |slot: &Slot| slot.message.payload().len() <= SMALL_BYTES;
+        if is_small(&slot)
+            && let Some(head) = self.blocks.front_mut().filter(|head| head.len() < BLOCK)
+            && head.front().is_some_and(is_small)
+        {
+            if self.blocks.len() == 1 {
+                self.tail_bytes += slot.message.payload().len();
+            }
+            if let Some(head) = self.blocks.front_mut() {
+                head.push_front(slot);
+            }
             return;
         }
         let mut block = self.spares.pop().unwrap_or_else(|| Block::with_capacity(BLOCK));
+        if self.blocks.is_empty() {
+            self.tail_bytes = slot.message.payload().len();
+        }
         block.push_front(slot);
         self.blocks.push_front(block);
+    }
+
+    /// Puts what a consumer leased ahead and did not hand out back to the head of the queue, in order.
+    fn take_back(&mut self, chunk: &Chunk) {
+        let unread = chunk.take_unread();
+        let count = unread.len();
+        for index in unread.rev() {
+            let slot = &chunk.slots[index];
+            self.push_front(slot.again(slot.failures.clone()));
+        }
+        if chunk.close(count) {
+            self.forget(chunk);
+        }
     }
 
     /// Takes up to `max` messages off the head of the queue.
@@ -425,6 +466,16 @@ impl State {
         if now >= self.next_lease_end {
             self.end_leases(queue, now);
         }
+        if self.leased_ahead > 0 && now >= self.next_stale_look {
+            self.next_stale_look = now + STALE_LOOK_MS;
+            for place in 0..self.chunks.len() {
+                if let Some(chunk) = self.chunks[place].clone()
+                    && chunk.is_stale(now)
+                {
+                    self.take_back(&chunk);
+                }
+            }
+        }
     }
 
     fn end_leases(&mut self, queue: &Queue, now: u64) {
@@ -452,6 +503,11 @@ impl State {
             self.chunks.push(None);
             self.chunks.len() - 1
         })
+    }
+
+    /// A lease that ends at `end` was given.
+    pub(crate) fn lease_given(&mut self, end: u64) {
+        self.next_lease_end = self.next_lease_end.min(end);
     }
 
     /// Keeps watch over a chunk whose first lease ends at `end`.
@@ -483,9 +539,10 @@ impl State {
         })
     }
 
-    pub(crate) fn free_seat(&mut self, seat: usize) {
-        self.seats[seat] = Seat::default();
+    /// The consumer is gone; the waker it left, to be dropped after the lock.
+    pub(crate) fn free_seat(&mut self, seat: usize) -> Option<Waker> {
         self.free_seats.push(seat);
+        std::mem::take(&mut self.seats[seat]).waker
     }
 
     pub(crate) fn waiting(&self) -> usize {
@@ -513,7 +570,7 @@ impl State {
         if std::mem::take(&mut self.seats[seat].queued) {
             self.waiters.retain(|waiter| *waiter != seat);
         } else {
-            self.wake_pending = false;
+            self.wakes_pending = self.wakes_pending.saturating_sub(1);
         }
         if self.armed.as_ref().is_some_and(|armed| armed.seat == seat) {
             self.armed = None;
@@ -523,7 +580,8 @@ impl State {
     /// The waker of the consumer that has to look now.
     #[inline]
     fn next_wake(&mut self) -> Option<Waker> {
-        if self.wake_pending || self.waiters.is_empty() {
+        // A few at a time: whoever looks wakes the next. One alone would not do, since it may not get to run.
+        if self.waiters.is_empty() || self.wakes_pending > self.ready / WAKE_STEP {
             return None;
         }
         let armed = self.armed.as_ref().map_or(u64::MAX, |armed| armed.at);
@@ -532,7 +590,7 @@ impl State {
         }
         let seat = self.waiters.pop_front()?;
         self.seats[seat].queued = false;
-        self.wake_pending = true;
+        self.wakes_pending += 1;
         self.seats[seat].waker.take()
     }
 }
