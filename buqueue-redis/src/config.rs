@@ -11,6 +11,8 @@ use crate::RedisBackend;
 const PROTO_MAX_BULK_LEN: usize = 512 * 1024 * 1024;
 /// What the other fields of an entry may need of it.
 const MARGIN: usize = 1024 * 1024;
+/// What one read may ask for.
+const READ_COUNT_MAX: usize = 10_000;
 
 /// Where the stream is, and how it is read.
 ///
@@ -28,11 +30,14 @@ pub struct RedisConfig {
     /// The key of the stream. Created when it does not exist.
     pub stream: String,
     /// The consumer group: its members share the messages, and every group gets every message. Created when it
-    /// does not exist, at the beginning of the stream.
+    /// does not exist, at the beginning of the stream; what the groups before it have all finished is deleted and
+    /// does not come to it. A group that is no longer used keeps entries from being deleted: destroy it with
+    /// `XGROUP DESTROY`.
     pub group: String,
     /// The name of this consumer in the group; give every running instance its own.
     pub consumer: String,
-    /// The most entries that one read asks for, and hence the largest batch.
+    /// The most entries that one read asks for, and hence the largest batch; up to 10 000. Of large messages a read
+    /// asks for fewer, about 4 MiB.
     pub read_count: usize,
     /// How long one read waits at the server, in milliseconds. Receiving waits for as long as it takes whatever is
     /// set here; 0 stands for 2000, and more than that is treated as 2000, so that a dead connection is noticed.
@@ -109,8 +114,10 @@ impl RedisOptions {
                 return Err(invalid(format!("{field}: must not be empty")));
             }
         }
-        if consuming && config.read_count == 0 {
-            return Err(invalid("read_count: must be at least 1, is 0"));
+        if consuming && !(1..=READ_COUNT_MAX).contains(&config.read_count) {
+            let fact =
+                format!("read_count: must be between 1 and {READ_COUNT_MAX}, is {}", config.read_count);
+            return Err(invalid(fact));
         }
         if consuming && config.pending_timeout < Duration::from_millis(10) {
             let fact = format!("pending_timeout: must be at least 10 ms, is {:?}", config.pending_timeout);
@@ -174,8 +181,8 @@ pub trait RedisBuilderExt {
     #[must_use]
     fn deduplication_window(self, window: Duration) -> Self;
 
-    /// Connects to a cluster through these nodes, given as URLs or as `host:port`. Credentials are taken from the
-    /// config's URL where the nodes have none. Default: none, the server is no cluster.
+    /// Connects to a cluster through these nodes, given as URLs or as `host:port`. Credentials are
+    /// those of the config's URL; where it has some, those in the nodes' own URLs do not count. Default: none, the server is no cluster.
     #[must_use]
     fn cluster_nodes(self, nodes: Vec<String>) -> Self;
 
@@ -346,15 +353,19 @@ fn decode(text: &str) -> Result<String> {
 
 /// The URL without its password and without its query, which may hold another.
 pub(crate) fn redact(url: &str) -> String {
-    let url = url.split_once('?').map_or(url, |(url, _)| url);
     let Some((scheme, rest)) = url.split_once("://") else { return "<not a URL>".to_owned() };
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    if query.contains('@') {
+        // A password with a question mark in it.
+        return format!("{scheme}://<redacted>");
+    }
     // The password may hold any character, also a slash or an `@`: all up to the last `@` is taken for it.
     match rest.rsplit_once('@') {
         Some((credentials, rest)) => {
             let user = credentials.split_once(':').map_or("", |(user, _)| user);
             format!("{scheme}://{user}:<redacted>@{rest}")
         }
-        None => url.to_owned(),
+        None => format!("{scheme}://{rest}"),
     }
 }
 
@@ -413,6 +424,8 @@ mod tests {
             "redis://:canary@host/0",
             "redis://user:can/ary@canary@host/0",
             "redis://canary@host",
+            "redis://:canary?canary@host",
+            "redis://u@x:canary?canary@host",
             "redis+sentinel://:canary@a:1,b:2/svc?sentinel_password=canary",
         ] {
             let config = RedisConfig { url: url.to_owned(), ..RedisConfig::default() };
@@ -425,12 +438,13 @@ mod tests {
     #[test]
     fn each_wrong_field_is_named() {
         type Change = fn(&mut RedisOptions);
-        let changes: [(&str, Change); 10] = [
+        let changes: [(&str, Change); 11] = [
             ("url", |o| o.config.url.clear()),
             ("stream", |o| o.config.stream.clear()),
             ("group", |o| o.config.group.clear()),
             ("consumer", |o| o.config.consumer.clear()),
             ("read_count", |o| o.config.read_count = 0),
+            ("read_count", |o| o.config.read_count = READ_COUNT_MAX + 1),
             ("pending_timeout", |o| o.config.pending_timeout = Duration::ZERO),
             ("connection_timeout", |o| o.connection_timeout = Duration::ZERO),
             ("command_timeout", |o| o.command_timeout = Duration::ZERO),

@@ -284,20 +284,40 @@ impl Commands {
 
     /// Sends one command.
     pub(crate) async fn query(&self, cmd: &Cmd) -> RedisResult<Value> {
-        self.run(async |link: &mut Link| link.query(cmd).await).await
+        self.run(async |link: &mut Link| link.query(cmd).await).await.0
     }
 
     /// Sends commands in one round trip: one reply each, errors among them.
     pub(crate) async fn query_all(&self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
-        self.run(async |link: &mut Link| link.query_all(pipeline).await).await
+        self.run(async |link: &mut Link| link.query_all(pipeline).await).await.0
     }
 
     /// Runs a script.
     pub(crate) async fn eval(&self, lua: &Lua, arguments: impl Fn(&mut Cmd)) -> RedisResult<Value> {
+        self.eval_told(lua, arguments).await.0
+    }
+
+    /// Runs a script, and tells whether it may have been sent.
+    pub(crate) async fn eval_told(
+        &self,
+        lua: &Lua,
+        arguments: impl Fn(&mut Cmd),
+    ) -> (RedisResult<Value>, bool) {
         self.run(async |link: &mut Link| link.eval(lua, &arguments).await).await
     }
 
-    async fn run<T>(&self, request: impl AsyncFnOnce(&mut Link) -> RedisResult<T>) -> RedisResult<T> {
+    /// How long a command may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// Gives the connection up: the next command opens another.
+    pub(crate) fn reset(&self) {
+        self.slot().link = None;
+    }
+
+    /// The outcome, and whether there was a connection to send the request on.
+    async fn run<T>(&self, request: impl AsyncFnOnce(&mut Link) -> RedisResult<T>) -> (RedisResult<T>, bool) {
         let mut used = None;
         let outcome = timeout(self.timeout, async {
             let (mut link, attempt) = self.link().await?;
@@ -313,7 +333,7 @@ impl Commands {
                 slot.link = None;
             }
         }
-        outcome
+        (outcome, used.is_some())
     }
 
     async fn link(&self) -> RedisResult<(Link, u64)> {

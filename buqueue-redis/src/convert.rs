@@ -177,11 +177,16 @@ pub(crate) fn read_entries(reply: Value, retry: &str) -> RedisResult<(Vec<Entry>
     Ok((from_retry, from_stream))
 }
 
-/// `None`: the entry was deleted and only its id is left.
+/// An entry of which only the id is left is an empty message, so that it can be settled. `None`: not even that.
 fn entry(source: Source, raw: Value) -> Option<Entry> {
     let (id, fields) = pair(raw)?;
     let id = parse_id(bytes(&id)?)?;
-    let Value::Array(mut flat) = fields else { return None };
+    let mut flat = match fields {
+        Value::Array(flat) => flat,
+        // The newer protocol may say so.
+        Value::Map(fields) => fields.into_iter().flat_map(|(name, value)| [name, value]).collect(),
+        _ => Vec::new(),
+    };
     if source == Source::Stream && flat.len() == 2 && bytes(&flat[0]) == Some(PAYLOAD) {
         let message = Message::new(into_bytes(flat.pop()?));
         return Some(Entry { source, id, first_id: id, message, attempts: 0, first_failed_at: None });
@@ -353,7 +358,8 @@ mod tests {
         assert_eq!(read_entries(resp3, "r").unwrap().1.len(), 1);
         let deleted = Value::Array(vec![bulk("1-1"), Value::Nil]);
         let reply = Value::Array(vec![Value::Array(vec![bulk("s"), Value::Array(vec![deleted])])]);
-        assert!(read_entries(reply, "r").unwrap().1.is_empty());
+        let read = read_entries(reply, "r").unwrap().1;
+        assert_eq!((read[0].id, read[0].message.payload().len()), ((1, 1), 0));
         assert!(read_entries(Value::Int(1), "r").is_err());
     }
 }

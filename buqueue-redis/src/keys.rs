@@ -40,7 +40,8 @@ impl Keys {
 
 /// What the other keys start with.
 pub(crate) fn base(stream: &str) -> String {
-    if hash_tag(stream).len() < stream.len() { stream.to_owned() } else { format!("{{{stream}}}") }
+    // `orders` and `{orders}` are two streams, and share none of these.
+    if hash_tag(stream).len() < stream.len() { format!("{stream}:bq") } else { format!("{{{stream}}}") }
 }
 
 /// The part of a key that decides its slot in a cluster.
@@ -64,5 +65,13 @@ mod tests {
                 assert_eq!(hash_tag(key), hash_tag(stream), "{key}");
             }
         }
+    }
+
+    #[test]
+    fn streams_that_differ_by_braces_share_no_key() {
+        let (plain, tagged) = (Keys::new("orders", "g"), Keys::new("{orders}", "g"));
+        assert_ne!(plain.retry, tagged.retry);
+        assert_ne!(plain.schedule, tagged.schedule);
+        assert_ne!(plain.dedup("x"), tagged.dedup("x"));
     }
 }

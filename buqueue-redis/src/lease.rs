@@ -30,7 +30,7 @@ pub(crate) struct Session {
     pub(crate) group: Arc<str>,
     pub(crate) consumer: String,
     pub(crate) pending_timeout: Duration,
-    acks: Coalescer<Vec<Ack>, ()>,
+    acks: Coalescer<Acks, ()>,
 }
 
 impl fmt::Debug for Session {
@@ -48,8 +48,24 @@ impl fmt::Debug for Session {
 struct Ack {
     source: Source,
     id: Id,
-    /// The lease may have run out, or was extended: ask about this one by itself.
-    doubtful: bool,
+    /// The lease was extended: the holds may have it.
+    extended: bool,
+}
+
+/// What one caller acks together.
+#[derive(Debug)]
+enum Acks {
+    One(Ack),
+    Many(Vec<Ack>),
+}
+
+impl Acks {
+    fn all(&self) -> &[Ack] {
+        match self {
+            Self::One(ack) => std::slice::from_ref(ack),
+            Self::Many(acks) => acks,
+        }
+    }
 }
 
 impl Session {
@@ -86,7 +102,8 @@ impl Session {
         let keys = &self.keys;
         let delay = millis_up(after);
         let arguments = |cmd: &mut Cmd| {
-            cmd.arg(4).arg(keys.of(source)).arg(&keys.retry).arg(&keys.delayed).arg(&keys.holds);
+            cmd.arg(5).arg(keys.of(source)).arg(&keys.retry).arg(&keys.delayed).arg(&keys.holds);
+            cmd.arg(&keys.broken);
             cmd.arg(&*self.group).arg(flag(source == Source::Retry)).arg(flag(counts)).arg(delay).arg(&ids);
         };
         let (reply, tried_before) =
@@ -123,14 +140,14 @@ impl Session {
     }
 }
 
-/// Runs a settling script; when the connection breaks under it, once more. Also tells whether it was tried before:
-/// what is then no longer pending was settled by the first try.
+/// Runs a settling script; when the connection breaks under it, once more. Also tells whether it may have been sent
+/// before: what is then no longer pending was settled by the first try.
 async fn settle(commands: &Commands, lua: &Lua, arguments: impl Fn(&mut Cmd)) -> RedisResult<(Value, bool)> {
-    match commands.eval(lua, &arguments).await {
-        Err(error) if error::classify(&error) == ErrorKind::ConnectionLost => {
-            commands.eval(lua, &arguments).await.map(|reply| (reply, true))
+    match commands.eval_told(lua, &arguments).await {
+        (Err(error), sent) if error::classify(&error) == ErrorKind::ConnectionLost => {
+            commands.eval(lua, &arguments).await.map(|reply| (reply, sent))
         }
-        outcome => outcome.map(|reply| (reply, false)),
+        (outcome, _) => outcome.map(|reply| (reply, false)),
     }
 }
 
@@ -143,34 +160,43 @@ struct Flusher {
 
 impl Flusher {
     /// One outcome an item; an item is done when all its ids are.
-    async fn flush(&self, items: Vec<Vec<Ack>>) -> Vec<Result<()>> {
-        let mut outcomes: Vec<Result<()>> = items.iter().map(|_| Ok(())).collect();
+    async fn flush(&self, items: Vec<Acks>) -> Vec<Result<()>> {
+        let mut outcomes: Vec<Result<()>> = Vec::with_capacity(items.len());
+        outcomes.resize_with(items.len(), || Ok(()));
         let mut all: Vec<(usize, Ack)> = Vec::with_capacity(items.len());
         for (item, acks) in items.iter().enumerate() {
-            all.extend(acks.iter().map(|&ack| (item, ack)));
+            all.extend(acks.all().iter().map(|&ack| (item, ack)));
+        }
+        let Some(&(_, first)) = all.first() else { return outcomes };
+        if all.iter().all(|(_, ack)| ack.source == first.source && ack.extended == first.extended) {
+            self.ack_alike(&all, &mut outcomes).await;
+            return outcomes;
         }
         for source in [Source::Stream, Source::Retry] {
-            for doubtful in [false, true] {
-                let alike: Vec<(usize, Id)> = all
-                    .iter()
-                    .filter(|(_, ack)| ack.source == source && ack.doubtful == doubtful)
-                    .map(|&(item, ack)| (item, ack.id))
-                    .collect();
-                for part in alike.chunks(ACKS_PER_CALL) {
-                    self.ack(source, doubtful, part, &mut outcomes).await;
-                }
+            for extended in [false, true] {
+                let alike = all.iter().filter(|(_, ack)| ack.source == source && ack.extended == extended);
+                let alike: Vec<(usize, Ack)> = alike.copied().collect();
+                self.ack_alike(&alike, &mut outcomes).await;
             }
         }
         outcomes
     }
 
-    async fn ack(&self, source: Source, each: bool, part: &[(usize, Id)], outcomes: &mut [Result<()>]) {
+    /// Acks what is of one stream, and extended or not.
+    async fn ack_alike(&self, alike: &[(usize, Ack)], outcomes: &mut [Result<()>]) {
+        for part in alike.chunks(ACKS_PER_CALL) {
+            self.ack(part, outcomes).await;
+        }
+    }
+
+    async fn ack(&self, part: &[(usize, Ack)], outcomes: &mut [Result<()>]) {
+        let Some(&(_, Ack { source, extended, .. })) = part.first() else { return };
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(2).arg(self.keys.of(source)).arg(&self.keys.holds).arg(&*self.group);
-            cmd.arg(flag(source == Source::Stream)).arg(if each { "each" } else { "all" });
+            cmd.arg(flag(source == Source::Stream)).arg(flag(extended));
             let mut buffer = [0; 41];
-            for &(_, id) in part {
-                cmd.arg(digits(&mut buffer, id));
+            for &(_, ack) in part {
+                cmd.arg(digits(&mut buffer, ack.id));
             }
         };
         let (reply, tried_before) = match settle(&self.commands, &scripts::ACK, arguments).await {
@@ -182,25 +208,20 @@ impl Flusher {
                 return;
             }
         };
-        if tried_before {
+        if tried_before || matches!(reply, Value::Int(_)) {
             return;
         }
-        let whole = convert::number(&reply).is_some_and(|count| usize::try_from(count) == Ok(part.len()));
-        for (at, &(item, id)) in part.iter().enumerate() {
-            let done = match &reply {
-                Value::Array(each) => each.get(at).and_then(convert::number) == Some(1),
-                // Young leases are lost together, with their group or their stream, or not at all.
-                _ => whole,
-            };
-            if !done {
-                outcomes[item] = Err(lost(id));
+        let each = if let Value::Array(each) = &reply { each.as_slice() } else { &[] };
+        for (at, &(item, ack)) in part.iter().enumerate() {
+            if each.get(at).and_then(convert::number) != Some(1) {
+                outcomes[item] = Err(lost(ack.id));
             }
         }
     }
 }
 
 impl Keys {
-    fn of(&self, source: Source) -> &str {
+    pub(crate) fn of(&self, source: Source) -> &str {
         match source {
             Source::Stream => &self.stream,
             Source::Retry => &self.retry,
@@ -235,12 +256,9 @@ impl Batch {
         &self.entries[index as usize]
     }
 
-    fn to_ack(&self, index: u32, now: Instant) -> Ack {
+    fn to_ack(&self, index: u32) -> Ack {
         let held = self.held(index);
-        // The clocks of two machines and the way between them lie in the margin.
-        let doubtful = held.extended.load(Ordering::Relaxed)
-            || now.saturating_duration_since(held.read_at) > self.session.pending_timeout / 4 * 3;
-        Ack { source: held.entry.source, id: held.entry.id, doubtful }
+        Ack { source: held.entry.source, id: held.entry.id, extended: held.extended.load(Ordering::Relaxed) }
     }
 }
 
@@ -254,13 +272,12 @@ impl Lease for Batch {
     }
 
     fn ack(&self, index: u32) -> QueueFuture<'_, Result<()>> {
-        QueueFuture::pending(self.session.acks.submit(vec![self.to_ack(index, Instant::now())]))
+        QueueFuture::pending(self.session.acks.submit(Acks::One(self.to_ack(index))))
     }
 
     fn ack_many<'a>(&'a self, indexes: &'a [u32]) -> QueueFuture<'a, Result<()>> {
-        let now = Instant::now();
-        let acks = indexes.iter().map(|&index| self.to_ack(index, now)).collect();
-        QueueFuture::pending(self.session.acks.submit(acks))
+        let acks = indexes.iter().map(|&index| self.to_ack(index)).collect();
+        QueueFuture::pending(self.session.acks.submit(Acks::Many(acks)))
     }
 
     fn nack(&self, index: u32, after: Duration) -> QueueFuture<'_, Result<()>> {

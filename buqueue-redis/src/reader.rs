@@ -25,8 +25,20 @@ use crate::scripts;
 const BLOCK_MAX: Duration = Duration::from_secs(2);
 /// Where the server does not let us end a blocking read, it is short.
 const BLOCK_SHORT: Duration = Duration::from_millis(250);
-/// How much later than the server's own limit the answer may come.
+/// How much later than the server's own limit the answer may come, at least.
 const GRACE: Duration = Duration::from_secs(3);
+/// And at most, over a slow network.
+const PATIENCE_MAX: Duration = Duration::from_secs(60);
+/// Patience that was not needed for this long goes back to what it was.
+const RELAX: Duration = Duration::from_secs(120);
+/// What one read of each stream may bring, as far as the sizes of the entries before tell.
+const READ_BYTES: usize = 4 * 1024 * 1024;
+/// What the first read asks for, when nothing is known about sizes.
+const FIRST_READ: usize = 8;
+/// What an entry has besides its payload and headers.
+const ENTRY_BYTES: usize = 64;
+/// Entries that one script gives back.
+const RELEASED_PER_CALL: usize = 500;
 /// A receiver that is back within this time finds its read still waiting.
 const WITHDRAWN: Duration = Duration::from_millis(100);
 /// Entries that nobody takes go back after this time at the latest.
@@ -257,6 +269,66 @@ pub(crate) struct Reader {
     cursors: Cursors,
     /// The group was gone at the last read too.
     group_was_gone: bool,
+    pace: Pace,
+    /// The last read, while its reply has not come.
+    unanswered: Option<Request>,
+    /// The last id that came from the stream, and from the retry stream.
+    seen: (Id, Id),
+}
+
+/// How much a read asks for, and how long its transfer may take.
+#[derive(Debug)]
+struct Pace {
+    /// As many entries as came in time before, or twice as many.
+    most: usize,
+    /// The size of an entry, in bytes: quick to grow, slow to shrink.
+    size: usize,
+    /// How much later than the server's own limit the answer may come.
+    patience: Duration,
+    usual_patience: Duration,
+    grown_at: Option<Instant>,
+}
+
+/// A read that was sent.
+#[derive(Debug, Clone, Copy)]
+struct Request {
+    at: Instant,
+    count: usize,
+    timed_out: bool,
+}
+
+impl Pace {
+    fn new(read_count: usize, usual_patience: Duration) -> Self {
+        let most = FIRST_READ.min(read_count);
+        Self { most, size: 0, patience: usual_patience, usual_patience, grown_at: None }
+    }
+
+    /// What one read may ask for.
+    fn most(&self) -> usize {
+        self.most.min(READ_BYTES / self.size.max(1)).max(1)
+    }
+
+    /// A read has brought entries, `size` bytes each, `after` this time.
+    fn arrived(&mut self, size: usize, after: Duration, read_count: usize) {
+        self.size = size.max(usize::midpoint(self.size, size));
+        if after < self.patience / 2 {
+            self.most = (self.most * 2).min(read_count);
+        }
+        self.answered();
+    }
+
+    fn answered(&mut self) {
+        if self.grown_at.is_some_and(|at| at.elapsed() > RELAX) {
+            self.patience = self.usual_patience;
+            self.grown_at = None;
+        }
+    }
+
+    /// Entries were on their way when the time was up.
+    fn too_slow(&mut self) {
+        self.patience = (self.patience * 2).min(PATIENCE_MAX).max(self.usual_patience);
+        self.grown_at = Some(Instant::now());
+    }
 }
 
 struct ReaderLink {
@@ -282,8 +354,20 @@ impl Reader {
             0 => BLOCK_MAX,
             ms => Duration::from_millis(ms).min(BLOCK_MAX),
         };
-        let (heat, cursors) = (Heat::Cold, Cursors::default());
-        let mut reader = Self { shared, connector, link: None, block, heat, cursors, group_was_gone: false };
+        let (heat, cursors) = (Heat::Released, Cursors::default());
+        let pace = Pace::new(shared.read_count, GRACE.max(shared.session.commands.timeout()));
+        let mut reader = Self {
+            shared,
+            connector,
+            link: None,
+            block,
+            heat,
+            cursors,
+            group_was_gone: false,
+            pace,
+            unanswered: None,
+            seen: ((0, 0), (0, 0)),
+        };
         let link = reader.connector.connect().await?;
         reader.link = Some(reader.name(link).await);
         Ok(reader)
@@ -320,7 +404,7 @@ impl Reader {
                     if let Err(error) = self.read_on(count).await
                         && error::breaks_connection(&error)
                     {
-                        self.link = None;
+                        self.disconnect();
                     }
                 }
             }
@@ -344,10 +428,11 @@ impl Reader {
         let mut state = self.shared.state();
         let read_on = std::mem::take(&mut state.read_on);
         if state.looks_asked > state.looks_done {
-            return Task::Look { ticket: state.looks_asked, want: state.demand.max(1) };
+            let want = state.demand.clamp(1, self.pace.most());
+            return Task::Look { ticket: state.looks_asked, want };
         }
         if state.demand > 0 && state.buffer.is_empty() && state.failure.is_none() {
-            let most = self.shared.read_count;
+            let most = self.pace.most();
             return Task::Read {
                 want: state.demand.min(most),
                 count: state.demand.saturating_add(state.ahead).min(most),
@@ -355,7 +440,7 @@ impl Reader {
         }
         // What was given back or has failed is for those who ask.
         if read_on && state.buffer.is_empty() && self.heat == Heat::Cold && self.link.is_some() {
-            return Task::ReadOn { count: state.ahead.min(self.shared.read_count).max(1) };
+            return Task::ReadOn { count: state.ahead.min(self.pace.most()).max(1) };
         }
         Task::Idle { stale_at: state.buffer.front().map(|held| held.read_at + self.shared.stale_after) }
     }
@@ -381,16 +466,15 @@ impl Reader {
             state.buffer.drain(..).map(|held| (held.entry.source, held.entry.id)).collect()
         };
         self.release(stale).await;
+        // And before all that was not read yet.
+        self.heat = Heat::Released;
     }
 
     /// Makes a failure known, and drops a connection that is of no more use.
     fn conclude(&mut self, outcome: RedisResult<()>) {
-        let Err(error) = outcome else {
-            self.group_was_gone = false;
-            return;
-        };
+        let Err(error) = outcome else { return };
         if error::breaks_connection(&error) {
-            self.link = None;
+            self.disconnect();
         }
         let failure = if error::is_group_gone(&error) {
             let session = &self.shared.session;
@@ -403,10 +487,20 @@ impl Reader {
         self.shared.put_failure(failure);
     }
 
+    fn disconnect(&mut self) {
+        self.link = None;
+        if self.unanswered.is_some_and(|request| request.timed_out) {
+            self.pace.most = 1;
+            let mut state = self.shared.state();
+            state.ahead = 0;
+            state.filled = None;
+        }
+    }
+
     /// One prompt look: what is due is moved first, so that it is found too.
     async fn look(&mut self, want: usize) -> RedisResult<()> {
         self.ensure_link().await?;
-        let deadline = self.deadline(Duration::ZERO);
+        let deadline = self.pace.patience;
         for pass in 1..=LOOK_PASSES {
             let session = Arc::clone(&self.shared.session);
             let mut pipeline = Pipeline::with_capacity(2);
@@ -415,8 +509,10 @@ impl Reader {
             pipeline.add_command(maintain);
             pipeline.add_command(self.read_both(want, None));
             let Some(reader) = &mut self.link else { return Err(error::unreachable()) };
+            self.unanswered = Some(Request::new(want));
             let request = reader.link.query_all(&pipeline);
-            let replies = timeout(deadline, request).await.unwrap_or_else(|_| Err(error::timed_out()))?;
+            let replies = timeout(deadline, request).await.unwrap_or_else(|_| Err(error::timed_out()));
+            let replies = self.answered(replies)?;
             let mut replies = replies.into_iter();
             let (maintained, read) = (replies.next().unwrap_or_default(), replies.next().unwrap_or_default());
             let maintained = match maintained.extract_error() {
@@ -424,6 +520,7 @@ impl Reader {
                 Err(error) if error.code() == Some("NOSCRIPT") => {
                     let mut cmd = scripts::MAINTAIN.by_text();
                     reclaim::write_pass(&mut cmd, &session, &self.cursors);
+                    let Some(reader) = &mut self.link else { return Err(error::unreachable()) };
                     let request = reader.link.query(&cmd);
                     let reply = timeout(deadline, request).await.unwrap_or_else(|_| Err(error::timed_out()));
                     if self.accept(read.extract_error(), want, want).await? {
@@ -454,7 +551,8 @@ impl Reader {
         match self.heat {
             Heat::Cold => {}
             Heat::Released => {
-                if self.read_now(Source::Retry, want, count).await? {
+                // Never ahead: what is given back again would go behind what is still there.
+                if self.read_now(Source::Retry, want, want).await? {
                     return Ok(());
                 }
             }
@@ -477,10 +575,7 @@ impl Reader {
     /// Reads what is there for a fast consumer that has not asked yet.
     async fn read_on(&mut self, count: usize) -> RedisResult<()> {
         let cmd = self.read_both(count, None);
-        let deadline = self.deadline(Duration::ZERO);
-        let Some(reader) = &mut self.link else { return Ok(()) };
-        let reply =
-            timeout(deadline, reader.link.query(&cmd)).await.unwrap_or_else(|_| Err(error::timed_out()));
+        let reply = self.query(&cmd, count).await;
         // What has failed before is not for somebody who did not ask.
         self.accept(reply, 0, count).await?;
         Ok(())
@@ -490,10 +585,7 @@ impl Reader {
         let session = Arc::clone(&self.shared.session);
         let mut cmd = self.read_command(count, None);
         cmd.arg(if source == Source::Retry { &session.keys.retry } else { &session.keys.stream }).arg(">");
-        let deadline = self.deadline(Duration::ZERO);
-        let Some(reader) = &mut self.link else { return Err(error::unreachable()) };
-        let reply =
-            timeout(deadline, reader.link.query(&cmd)).await.unwrap_or_else(|_| Err(error::timed_out()));
+        let reply = self.query(&cmd, count).await;
         let heat = self.heat;
         let found = self.accept(reply, want, count).await?;
         if source == Source::Stream {
@@ -520,16 +612,36 @@ impl Reader {
         cmd
     }
 
-    fn deadline(&self, block: Duration) -> Duration {
-        block + GRACE
+    /// Sends a read that does not wait at the server.
+    async fn query(&mut self, cmd: &Cmd, count: usize) -> RedisResult<Value> {
+        let Some(reader) = &mut self.link else { return Err(error::unreachable()) };
+        self.unanswered = Some(Request::new(count));
+        let request = timeout(self.pace.patience, reader.link.query(cmd));
+        let reply = request.await.unwrap_or_else(|_| Err(error::timed_out()));
+        self.answered(reply)
+    }
+
+    /// Notes how a read has ended.
+    fn answered<T>(&mut self, reply: RedisResult<T>) -> RedisResult<T> {
+        match &reply {
+            Err(error) if error::breaks_connection(error) => {
+                if let Some(request) = &mut self.unanswered {
+                    request.timed_out = error.is_timeout();
+                }
+            }
+            Err(_) => self.unanswered = None,
+            Ok(_) => self.pace.answered(),
+        }
+        reply
     }
 
     async fn read_blocking(&mut self, count: usize) -> RedisResult<Value> {
         let can_end = self.link.as_ref().is_some_and(|reader| reader.client_id.is_some());
         let block = if can_end { self.block } else { self.block.min(BLOCK_SHORT) };
         let cmd = self.read_both(count, Some(block));
-        let deadline = self.deadline(block);
+        let deadline = block + self.pace.patience;
         let Some(reader) = &mut self.link else { return Err(error::unreachable()) };
+        self.unanswered = Some(Request::new(count));
         self.shared.state().blocked = true;
         let outcome = {
             let mut request = pin!(timeout(deadline, reader.link.query(&cmd)));
@@ -556,7 +668,8 @@ impl Reader {
             outcome
         };
         self.shared.state().blocked = false;
-        outcome.unwrap_or(Ok(Ok(Value::Nil))).unwrap_or_else(|_| Err(error::timed_out()))
+        let reply = outcome.unwrap_or(Ok(Ok(Value::Nil))).unwrap_or_else(|_| Err(error::timed_out()));
+        self.answered(reply)
     }
 
     /// Takes a reply apart: what is wanted goes into the buffer, what is too much goes back. Whether there was any.
@@ -565,10 +678,21 @@ impl Reader {
             Err(error) if error::is_group_gone(&error) => return self.restore_group(error).await,
             reply => reply?,
         };
+        self.group_was_gone = false;
+        let request = self.unanswered.take();
         let (retry, stream) = convert::read_entries(reply, &self.shared.session.keys.retry)?;
         if retry.is_empty() && stream.is_empty() {
             return Ok(false);
         }
+        if let Some(last) = stream.last() {
+            self.seen.0 = last.id;
+        }
+        if let Some(last) = retry.last() {
+            self.seen.1 = last.id;
+        }
+        let bytes: usize = retry.iter().chain(&stream).map(size).sum();
+        let after = request.map_or(Duration::ZERO, |request| request.at.elapsed());
+        self.pace.arrived(bytes / (retry.len() + stream.len()), after, self.shared.read_count);
         if !retry.is_empty() {
             let all_failed = retry.iter().all(|entry| entry.attempts > 0);
             self.heat = match self.heat {
@@ -587,25 +711,79 @@ impl Reader {
         let session = &self.shared.session;
         crate::backend::create_groups(&session.commands, &session.keys, &session.group).await?;
         // Gone once is repaired on the spot; gone twice in a row is left to core's back-off.
-        if std::mem::replace(&mut self.group_was_gone, true) { Err(error) } else { Ok(false) }
+        if !std::mem::replace(&mut self.group_was_gone, true) {
+            return Ok(false);
+        }
+        // The two connections may lead to different servers.
+        session.commands.reset();
+        self.link = None;
+        Err(error)
     }
 
     /// Gives entries back unread, in order. What cannot be given back comes when its lease runs out.
     async fn release(&self, entries: Vec<(Source, Id)>) {
         for run in entries.chunk_by(|(a, _), (b, _)| a == b) {
-            let ids: Vec<Id> = run.iter().map(|&(_, id)| id).collect();
-            drop(self.shared.session.again(run[0].0, &ids, false, Duration::ZERO).await);
+            for part in run.chunks(RELEASED_PER_CALL) {
+                let ids: Vec<Id> = part.iter().map(|&(_, id)| id).collect();
+                drop(self.shared.session.again(part[0].0, &ids, false, Duration::ZERO).await);
+            }
         }
+    }
+
+    /// Gives back, uncounted, what the server has sent on a connection that broke before it was here.
+    async fn recover(&mut self, request: Request) -> RedisResult<()> {
+        let mut lost = Vec::new();
+        for source in [Source::Retry, Source::Stream] {
+            let session = &self.shared.session;
+            let seen = if source == Source::Retry { self.seen.1 } else { self.seen.0 };
+            let mut cmd = redis::cmd("XPENDING");
+            cmd.arg(session.keys.of(source)).arg(&*session.group).arg(format!("({}-{}", seen.0, seen.1));
+            cmd.arg("+").arg(request.count).arg(&session.consumer);
+            let Value::Array(rows) = session.commands.query(&cmd).await? else { continue };
+            for row in rows {
+                let Value::Array(row) = row else { continue };
+                let id = row.first().and_then(convert::bytes).and_then(convert::parse_id);
+                // An older one is of a consumer that had the same name before.
+                let idle = row.get(2).and_then(convert::number).and_then(|idle| u64::try_from(idle).ok());
+                if let (Some(id), Some(idle)) = (id, idle)
+                    && Duration::from_millis(idle) <= request.at.elapsed()
+                {
+                    lost.push((source, id));
+                }
+            }
+        }
+        if lost.is_empty() {
+            return Ok(());
+        }
+        if request.timed_out {
+            self.pace.too_slow();
+        }
+        self.release(lost).await;
+        Ok(())
     }
 
     async fn ensure_link(&mut self) -> RedisResult<()> {
         if self.link.is_none() {
             let link = self.connector.reconnect().await?;
             self.link = Some(self.name(link).await);
-            self.heat = Heat::Cold;
+            self.heat = Heat::Released;
+            if let Some(request) = self.unanswered.take() {
+                // What cannot be given back comes when its lease runs out.
+                drop(self.recover(request).await);
+            }
         }
         Ok(())
     }
+}
+
+impl Request {
+    fn new(count: usize) -> Self {
+        Self { at: Instant::now(), count, timed_out: false }
+    }
+}
+
+fn size(entry: &Entry) -> usize {
+    entry.message.payload().len() + entry.message.headers().byte_len() + ENTRY_BYTES
 }
 
 /// Waits until the blocking read should end early: nobody wants it, or somebody wants another.
@@ -718,5 +896,32 @@ mod tests {
         assert!(read(Duration::from_millis(100), 10) <= 10);
         assert_eq!(read(Duration::from_secs(1), 10), 0);
         assert_eq!(read(fast, 1), 1);
+    }
+
+    #[test]
+    fn large_and_slow_entries_are_read_few_at_a_time_and_patiently() {
+        let usual = Duration::from_secs(5);
+        let mut pace = Pace::new(100, usual);
+        assert_eq!(pace.most(), FIRST_READ);
+        for _ in 0..4 {
+            pace.arrived(100, Duration::from_millis(1), 100);
+        }
+        assert_eq!(pace.most(), 100);
+        pace.arrived(1024 * 1024, Duration::from_secs(1), 100);
+        assert_eq!(pace.most(), 4);
+        pace.most = 1;
+        pace.too_slow();
+        pace.answered();
+        assert_eq!((pace.most(), pace.patience), (1, usual * 2));
+        for _ in 0..4 {
+            pace.too_slow();
+        }
+        // It came, but a second one with it would have been too late.
+        pace.arrived(1024 * 1024, Duration::from_secs(40), 100);
+        assert_eq!((pace.most(), pace.patience), (1, PATIENCE_MAX));
+        for _ in 0..20 {
+            pace.arrived(100, Duration::from_millis(1), 100);
+        }
+        assert_eq!(pace.most(), 100);
     }
 }

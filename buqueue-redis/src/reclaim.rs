@@ -45,7 +45,7 @@ pub(crate) struct Pass {
 pub(crate) fn write_pass(cmd: &mut Cmd, session: &Session, cursors: &Cursors) {
     let keys = &session.keys;
     cmd.arg(6).arg(&keys.stream).arg(&keys.retry).arg(&keys.schedule).arg(&keys.delayed).arg(&keys.holds);
-    cmd.arg(&keys.broken).arg(&*session.group).arg(&session.consumer).arg(millis_up(session.pending_timeout));
+    cmd.arg(&keys.broken).arg(&*session.group).arg(millis_up(session.pending_timeout));
     cmd.arg(&cursors.0).arg(&cursors.1);
 }
 

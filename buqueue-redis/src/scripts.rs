@@ -59,25 +59,31 @@ end
     };
 }
 
-/// `again(key, id, count, failed)` takes a pending entry out of `key` and gives it as a list for the retry
-/// stream; nil when there is nothing to retry. `count`: attempts that this delivery stands for.
+/// `again(key, group, id, is_retry, count, failed, broken)` gives a pending entry as a list for the retry stream; nil
+/// when there is nothing to retry. `count`: attempts that this delivery stands for. An entry with more fields than a
+/// script can write is parked in the list `broken`; then the second value is true.
 macro_rules! again {
     () => {
-        "local function again(key, group, id, is_retry, count, failed)
+        "local function again(key, group, id, is_retry, count, failed, broken)
   local entry = redis.call('XRANGE', key, id, id)
   if #entry == 0 then
     redis.call('XACK', key, group, id)
-    return nil
+    return nil, false
   end
-  local fields = entry[1][2]
-  if not is_retry then
-    local list = {'i', id, 'a', ms(count), 'f', count > 0 and failed or '0'}
+  local list = entry[1][2]
+  if is_retry and #list >= 6 then
+    list[4] = ms((tonumber(list[4]) or 0) + count)
+    if list[6] == '0' and count > 0 then list[6] = failed end
+  else
+    local fields = list
+    list = {'i', id, 'a', ms(count), 'f', count > 0 and failed or '0'}
     for n = 1, #fields do list[n + 6] = fields[n] end
-    return list
   end
-  fields[4] = ms((tonumber(fields[4]) or 0) + count)
-  if fields[6] == '0' and count > 0 then fields[6] = failed end
-  return fields
+  if #list <= 7900 then return list, false end
+  redis.call('RPUSH', broken, cmsgpack.pack(list))
+  redis.call('XACK', key, group, id)
+  discard(key, not is_retry, {id})
+  return nil, true
 end
 "
     };
@@ -113,35 +119,27 @@ return id"
 }
 
 lua! {
-    /// Acks entries and deletes them. KEYS stream, holds. ARGV group, shared (1: other groups may need them),
-    /// how, ids. `all`: how many were pending. `each`: 0 or 1 an id, for leases that may have run out.
+    /// Acks entries and deletes them. KEYS stream, holds. ARGV group, shared (1: other groups may need them), holds
+    /// may have them (0, 1), ids. How many there are when all were pending, else 0 or 1 an id.
     ACK = discard!(),
-    "if ARGV[3] == 'all' then
-  local outcome = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 4))
-  if outcome > 0 and not (ARGV[2] == '1' and #redis.call('XINFO', 'GROUPS', KEYS[1]) > 1) then
-    redis.call('XDEL', KEYS[1], unpack(ARGV, 4))
+    "local outcome, mine = {}, {}
+local tag = ARGV[2] == '1' and 'm' or 'r'
+for n = 4, #ARGV do
+  local id = ARGV[n]
+  local acked = redis.call('XACK', KEYS[1], ARGV[1], id)
+  outcome[n - 3] = acked
+  if acked == 1 then
+    mine[#mine + 1] = id
+    if ARGV[3] == '1' then redis.call('ZREM', KEYS[2], tag .. id) end
   end
-  return outcome
 end
-local ids = {unpack(ARGV, 4)}
-local outcome = {}
-do
-  local tag = ARGV[2] == '1' and 'm' or 'r'
-  local mine = {}
-  for n, id in ipairs(ids) do
-    outcome[n] = redis.call('XACK', KEYS[1], ARGV[1], id)
-    if outcome[n] == 1 then
-      mine[#mine + 1] = id
-      redis.call('ZREM', KEYS[2], tag .. id)
-    end
-  end
-  if #mine > 0 then discard(KEYS[1], ARGV[2] == '1', mine) end
-end
+if #mine > 0 then discard(KEYS[1], ARGV[2] == '1', mine) end
+if #mine == #outcome then return #mine end
 return outcome"
 }
 
 lua! {
-    /// Puts pending entries back: 0 or 1 an id. KEYS source, retry, delayed, holds.
+    /// Puts pending entries back: 0 or 1 an id. KEYS source, retry, delayed, holds, broken.
     /// ARGV group, source is the retry stream (0, 1), counts as an attempt (0, 1), delay in ms, ids.
     AGAIN = clock!(), discard!(), again!(),
     "local outcome = {}
@@ -154,8 +152,10 @@ for n = 5, #ARGV do
   if #pending == 1 then
     local count = pending[1][4]
     if ARGV[3] == '0' then count = count - 1 end
-    local list = again(KEYS[1], ARGV[1], id, is_retry, count, ms(now()))
-    if list then
+    local list, parked = again(KEYS[1], ARGV[1], id, is_retry, count, ms(now()), KEYS[5])
+    if parked then
+      outcome[n - 4] = 1
+    elseif list then
       if delay > 0 then
         redis.call('ZADD', KEYS[3], ms(now() + delay), cmsgpack.pack(list))
       else
@@ -190,7 +190,8 @@ return 1"
 lua! {
     /// Moves what is due, and what was not settled in time.
     /// KEYS stream, retry, schedule, delayed, holds, broken.
-    /// ARGV group, consumer, pending timeout in ms, cursor of the stream, cursor of the retry stream.
+    /// ARGV group, pending timeout in ms, cursor of the stream, cursor of the retry stream. A cursor is the last id
+    /// looked at, or 0-0.
     /// Gives: ms until the next is due or -1; 1 when there is more to move at once; the cursors; 1 when a group
     /// is gone.
     MAINTAIN = clock!(), discard!(), again!(),
@@ -198,8 +199,8 @@ lua! {
 local more, moved, bytes = 0, 0, 0
 local function whole(list)
   if type(list) ~= 'table' or #list < 2 or #list % 2 ~= 0 then return false end
-  for _, field in ipairs(list) do if type(field) ~= 'string' then return false end end
-  return true
+  for n = 1, #list do if type(list[n]) ~= 'string' then return false end end
+  return #list <= 7900
 end
 local function move(set, stream, has_id)
   while moved < 200 and bytes < 8000000 do
@@ -227,33 +228,40 @@ local next, delayed = left(KEYS[3]), left(KEYS[4])
 if next < 0 or (delayed >= 0 and delayed < next) then next = delayed end
 
 local gone = 0
-local timeout = tonumber(ARGV[3])
+local timeout = tonumber(ARGV[2])
 local function reclaim(key, is_retry, cursor)
-  local stale = redis.pcall('XAUTOCLAIM', key, ARGV[1], ARGV[2], ARGV[3], cursor, 'COUNT', 100, 'JUSTID')
+  local from = cursor == '0-0' and '-' or '(' .. cursor
+  local stale = redis.pcall('XPENDING', key, ARGV[1], 'IDLE', ARGV[2], from, '+', 100)
   if stale.err then
     if string.find(stale.err, 'NOGROUP') then gone = 1 return '0-0' end
     error(stale)
   end
-  for _, id in ipairs(stale[2]) do
-    local tag = (is_retry and 'r' or 'm') .. id
-    local hold = tonumber(redis.call('ZSCORE', KEYS[5], tag) or '0')
+  local taken = 0
+  for n, entry in ipairs(stale) do
+    local id = entry[1]
+    local hold = tonumber(redis.call('ZSCORE', KEYS[5], (is_retry and 'r' or 'm') .. id) or '0')
     if hold > at then
-      redis.call('XCLAIM', key, ARGV[1], ARGV[2], 0, id, 'IDLE', ms(math.max(0, timeout - (hold - at))), 'JUSTID')
+      local idle = ms(math.max(0, timeout - (hold - at)))
+      redis.call('XCLAIM', key, ARGV[1], entry[2], 0, id, 'IDLE', idle, 'JUSTID')
     else
-      local pending = redis.call('XPENDING', key, ARGV[1], id, id, 1)
-      local list = again(key, ARGV[1], id, is_retry, pending[1] and pending[1][4] or 1, ms(at))
+      local list = again(key, ARGV[1], id, is_retry, entry[4], ms(at), KEYS[6])
       if list then
         redis.call('XADD', KEYS[2], '*', unpack(list))
         redis.call('XACK', key, ARGV[1], id)
         discard(key, not is_retry, {id})
+        for n = 1, #list do bytes = bytes + #list[n] end
       end
+      taken = taken + 1
+    end
+    if n == 100 or (n < #stale and bytes >= 8000000) then
+      if taken > 0 then more = 1 end
+      return id
     end
   end
-  if stale[1] ~= '0-0' then more = 1 end
-  return stale[1]
+  return '0-0'
 end
-local first = reclaim(KEYS[1], false, ARGV[4])
-local second = reclaim(KEYS[2], true, ARGV[5])
+local first = reclaim(KEYS[1], false, ARGV[3])
+local second = reclaim(KEYS[2], true, ARGV[4])
 redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', ms(at))
 return {ms(next), more, first, second, gone}"
 }
@@ -279,7 +287,9 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     if group[n] == 'last-delivered-id' then last = group[n + 1] end
   end
   local pending = redis.call('XPENDING', KEYS[1], name)
-  local from = pending[1] > 0 and pending[2] or last
+  -- A group that was set back has yet to read what lies before its oldest pending entry.
+  local from = last
+  if pending[1] > 0 and before(pending[2], from) then from = pending[2] end
   if not least or before(from, least) then least = from end
 end
 if least then deleted = redis.call('XTRIM', KEYS[1], 'MINID', '=', least) end

@@ -500,3 +500,107 @@ async fn a_cluster_is_used_with_and_without_hash_tags() {
         build(RedisConfig { stream: "{}ab".to_owned(), ..config }).build_producer().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
 }
+
+/// An entry with more fields than a script can write.
+async fn add_wide(url: &str, stream: &str) {
+    let mut cmd = redis::cmd("XADD");
+    cmd.arg(stream).arg("*");
+    for number in 0..4100 {
+        cmd.arg(format!("f{number}")).arg("v");
+    }
+    support::query(url, &cmd).await;
+}
+
+#[tokio::test]
+async fn an_entry_too_wide_to_be_retried_is_parked_and_holds_nothing_up() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = RedisConfig { pending_timeout: Duration::from_millis(500), ..config(&url) };
+    let (producer, mut consumer) = pair(&config).await;
+    add_wide(&url, &config.stream).await;
+    receive(&mut consumer).await.nack_after(Duration::from_millis(50)).await.unwrap();
+    producer.send(Message::new("later")).await.unwrap();
+    receive(&mut consumer).await.nack_after(Duration::from_millis(300)).await.unwrap();
+    assert_eq!(receive(&mut consumer).await.payload().as_ref(), b"later");
+    // And by a lease that runs out, together with another.
+    add_wide(&url, &config.stream).await;
+    producer.send(Message::new("held")).await.unwrap();
+    for _ in 0..2 {
+        std::mem::forget(receive(&mut consumer).await);
+    }
+    until("both leases have run out", async || length(&url, &config.stream).await == 0).await;
+    let broken = format!("{{{}}}:broken", config.stream);
+    assert_eq!(query(&url, &[b"LLEN", broken.as_bytes()]).await, Value::Int(2));
+    query(&url, &[b"DEL", broken.as_bytes()]).await;
+}
+
+#[tokio::test]
+async fn a_schedule_with_a_hole_holds_nothing_up() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let (producer, mut consumer) = pair(&config).await;
+    let schedule = format!("{{{}}}:schedule", config.stream);
+    // A list of a unique string, `p`, nil, `k` and `v`.
+    query(&url, &[b"ZADD", schedule.as_bytes(), b"1", b"\x95\xa1i\xa1p\xc0\xa1k\xa1v"]).await;
+    let at = Utc::now() + chrono::TimeDelta::milliseconds(200);
+    producer.send_at(Message::new("x"), at).await.unwrap();
+    receive(&mut consumer).await.ack().await.unwrap();
+    query(&url, &[b"DEL", format!("{{{}}}:broken", config.stream).as_bytes()]).await;
+}
+
+#[tokio::test]
+async fn acks_that_share_a_call_have_outcomes_of_their_own() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let (producer, mut consumer) = pair(&config).await;
+    producer.send_batch(vec![Message::new("x"); 3]).await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(receive(&mut consumer).await);
+    }
+    let lost = held[1].message_id().to_string();
+    query(&url, &[b"XACK", config.stream.as_bytes(), b"workers", lost.as_bytes()]).await;
+    let acks: Vec<_> = held.into_iter().map(|delivery| tokio::spawn(delivery.ack())).collect();
+    let mut outcomes = Vec::new();
+    for ack in acks {
+        outcomes.push(ack.await.unwrap().map_err(|error| error.kind));
+    }
+    assert_eq!(outcomes, [Ok(()), Err(ErrorKind::LeaseExpired), Ok(())]);
+}
+
+#[tokio::test]
+async fn what_is_given_back_several_times_stays_in_order() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let (producer, mut consumer) = pair(&config(&url)).await;
+    let messages = (0..300).map(|number| Message::new(number.to_string())).collect::<Vec<_>>();
+    producer.send_batch(messages).await.unwrap();
+    for number in 0..300 {
+        let delivery = receive(&mut consumer).await;
+        assert_eq!(
+            (delivery.payload().as_ref(), delivery.delivery_count()),
+            (number.to_string().as_bytes(), 1)
+        );
+        delivery.ack().await.unwrap();
+        if [75, 150, 160, 170].contains(&number) {
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_group_that_was_set_back_has_yet_to_read_is_kept() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let stream = config.stream.as_bytes();
+    let (producer, mut consumer) = pair(&config).await;
+    query(&url, &[b"XGROUP", b"CREATE", stream, b"replay", b"0"]).await;
+    let mut last = String::new();
+    for number in 0..5 {
+        last = producer.send(Message::new(number.to_string())).await.unwrap().to_string();
+        receive(&mut consumer).await.ack().await.unwrap();
+    }
+    // The other group has its last one pending, and starts over.
+    query(&url, &[b"XGROUP", b"SETID", stream, b"replay", b"0"]).await;
+    query(&url, &[b"XCLAIM", stream, b"replay", b"x", b"0", last.as_bytes(), b"FORCE"]).await;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(length(&url, &config.stream).await, 5);
+}
