@@ -114,6 +114,7 @@ impl<B: Backend> Consumer<B> {
     }
 
     /// The next delivery, if nothing stands in the way of handing it out at once.
+    #[inline]
     fn receive_ready(&mut self) -> Option<Delivery> {
         if self.has_burial() {
             return None;
@@ -246,6 +247,7 @@ impl<B: Backend> Consumer<B> {
     }
 
     /// The next delivery that can be had without waiting.
+    #[inline]
     fn next_ready(&mut self) -> Result<Option<Delivery>> {
         loop {
             self.fetch_ready(ONE)?;
@@ -262,6 +264,7 @@ impl<B: Backend> Consumer<B> {
         }
     }
 
+    #[inline]
     fn fetch_ready(&mut self, max: NonZeroUsize) -> Result<()> {
         if let Some(error) = self.remembered.take() {
             return Err(error);
@@ -320,6 +323,7 @@ impl<B: Backend> Consumer<B> {
         }
     }
 
+    #[inline]
     fn has_burial(&self) -> bool {
         !self.burials.is_empty()
     }
@@ -338,6 +342,7 @@ impl<B: Backend> Consumer<B> {
 
     /// The last step before the user: the verdict on attempts that crashed, then the in-flight count together with
     /// the closed flag. A delivery that comes too late is given back.
+    #[inline]
     fn admit(&mut self, received: Received) -> Option<Delivery> {
         if is_exhausted(&self.shared, &received) {
             self.burials.push(received);
@@ -397,6 +402,7 @@ type Burying = Pin<Box<dyn Future<Output = ()> + Send>>;
 const BURIALS_MAX: usize = 100;
 
 impl Burials {
+    #[inline]
     fn is_empty(&self) -> bool {
         self.waiting.is_empty() && !self.has_current
     }
@@ -443,6 +449,7 @@ impl Drop for Buried {
 }
 
 /// Whether all attempts that the message is allowed have failed, if only by crashing.
+#[inline]
 fn is_exhausted(shared: &Shared, received: &Received) -> bool {
     shared.dead_letters.as_ref().is_some_and(|dead_letters| {
         dlq::before_attempt(received.delivery_count, dead_letters.max_receive_count) == Verdict::DeadLetter

@@ -192,8 +192,9 @@ impl Consumer for MemoryConsumer {
             if !self.closed.is_set() {
                 self.hand.take_from_queue(&self.queue, &mut state, max, now, out);
             }
+            let free = self.queue.free(&state);
             self.queue.wake_consumer(state);
-            self.queue.wake_producer();
+            self.queue.wake_producer_for(free);
             self.hand.sweep();
         }
         Ok(())
@@ -234,8 +235,9 @@ impl Turn<'_> {
                 hand.take_from_queue(queue, &mut state, max, now, out);
             }
             if !out.is_empty() || closed || now >= give_up {
+                let free = queue.free(&state);
                 queue.wake_consumer(state);
-                queue.wake_producer();
+                queue.wake_producer_for(free);
                 hand.sweep();
                 return Poll::Ready(());
             }

@@ -289,10 +289,26 @@ impl Queue {
     }
 
     /// Tells a waiting producer that there may be space.
+    #[inline]
     pub(crate) fn wake_producer(&self) {
         if self.producers_waiting.load(Ordering::SeqCst) > 0 {
             self.space.notify_one();
         }
+    }
+
+    /// Tells a waiting producer that there is space, once a quarter of the queue is free: waking it for each message
+    /// costs more than the messages. It looks by itself before long.
+    #[inline]
+    pub(crate) fn wake_producer_for(&self, free: usize) {
+        if free > self.capacity / 4 {
+            self.wake_producer();
+        }
+    }
+
+    /// How many more messages may wait.
+    #[inline]
+    pub(crate) fn free(&self, state: &State) -> usize {
+        self.capacity.saturating_sub(state.len())
     }
 
     /// Releases the lock and wakes a waiting consumer if there is something for one: a message, or an earlier time to
