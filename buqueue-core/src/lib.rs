@@ -13,6 +13,7 @@
 
 mod backoff;
 mod builder;
+mod burial;
 mod capability;
 mod coalesce;
 mod consumer;

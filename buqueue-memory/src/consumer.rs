@@ -14,7 +14,8 @@ use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::lease::{Chunk, lease_end, millis_up};
-use crate::queue::{BLOCK_BYTES, Block, LOOK_AGAIN, Queue, State};
+use crate::queue::{BLOCK_BYTES, LOOK_AGAIN, Queue, State};
+use crate::slot::Block;
 
 /// Receives from one in-memory queue.
 pub struct MemoryConsumer {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use buqueue_core::driver::{Lease, Received};
 use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, QueueFuture, Result};
 
-use crate::queue::{Block, Failures, Queue, Slot};
+use crate::queue::Queue;
+use crate::slot::{Block, Failures, Slot};
 
 /// A block of messages that one consumer has taken off the queue.
 ///

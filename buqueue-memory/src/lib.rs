@@ -39,6 +39,7 @@ mod lease;
 mod producer;
 mod queue;
 mod schedule;
+mod slot;
 
 pub use backend::MemoryBackend;
 pub use broker::MemoryBroker;

@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::dedup::Dedup;
 use crate::lease::Chunk;
 use crate::schedule::Schedule;
+use crate::slot::{Block, Slot};
 
 /// Messages wait in blocks, and a busy consumer leases a whole block under one short lock.
 pub(crate) const BLOCK: usize = 64;
@@ -29,46 +30,6 @@ pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(500);
 const STALE_LOOK_MS: u64 = 50;
 /// Empty blocks kept for reuse.
 const SPARES: usize = 32;
-
-/// One message, from send to ack. It is built in a block and never leaves it until it is settled.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    pub(crate) message: Message,
-    /// `None` until an attempt has failed.
-    pub(crate) failures: Option<Box<Failures>>,
-    pub(crate) id: u64,
-    /// The lease's state; see `lease.rs`. Unused while the message waits.
-    pub(crate) state: AtomicU64,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Failures {
-    pub(crate) count: u32,
-    pub(crate) first_at: DateTime<Utc>,
-}
-
-impl Slot {
-    #[inline]
-    pub(crate) fn new(message: Message, id: u64) -> Self {
-        Self { message, failures: None, id, state: AtomicU64::new(0) }
-    }
-
-    /// The same message for another attempt. The copy shares the payload.
-    pub(crate) fn again(&self, failures: Option<Box<Failures>>) -> Self {
-        Self { message: self.message.clone(), failures, id: self.id, state: AtomicU64::new(0) }
-    }
-
-    /// The failures including one that became known now.
-    pub(crate) fn failed(&self, now: DateTime<Utc>) -> Option<Box<Failures>> {
-        let failures = match &self.failures {
-            Some(failures) => Failures { count: failures.count.saturating_add(1), ..**failures },
-            None => Failures { count: 1, first_at: now },
-        };
-        Some(Box::new(failures))
-    }
-}
-
-pub(crate) type Block = VecDeque<Slot>;
 
 /// One queue, shared by its producers, its consumers and the leases they hold.
 ///

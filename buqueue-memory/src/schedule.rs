@@ -1,7 +1,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BinaryHeap};
 
-use crate::queue::Slot;
+use crate::slot::Slot;
 
 /// One second, in the milliseconds that times are counted in.
 const BUCKET_MS: u64 = 1000;
