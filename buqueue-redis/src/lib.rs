@@ -20,7 +20,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Needs Redis 6.2 or later, or Valkey: one server, sentinels, or a cluster ([`RedisBuilderExt::cluster_nodes`]).
+//! Tested with Redis 7.0; needs the commands of 6.2, which Valkey has too. One server, sentinels, or a cluster ([`RedisBuilderExt::cluster_nodes`]).
 //!
 //! # How buqueue's words map
 //!
@@ -30,7 +30,7 @@
 //! | payload, routing key, deduplication id, headers | the fields `p`, `k`, `d`, `h`; all headers in one field |
 //! | message id | the entry's id (of a scheduled message: a name of its own until it is due) |
 //! | consumer group, created at the beginning of the stream | `XGROUP CREATE … 0 MKSTREAM` |
-//! | `receive` | `XREADGROUP` on a connection of its own, as far ahead as the consumer is fast |
+//! | `receive` | `XREADGROUP` on a connection of its own, as far ahead as the consumer is fast, about 4 MiB at once |
 //! | `ack` | `XACK`, and `XDEL` when no other group needs the entry; concurrent acks share one call |
 //! | `nack`, dropped delivery, expired lease | to the group's retry stream, with the count, in one script |
 //! | `nack_after` | to a sorted set, and from there to the retry stream when it is due |
@@ -39,25 +39,30 @@
 //! | deduplication | a key for each id, with an expiry ([`RedisBuilderExt::deduplication_window`]) |
 //! | dead letter queue | another stream |
 //!
-//! With several groups, entries are deleted when the slowest group is done with them.
+//! With several groups, entries are deleted when the slowest group is done with them: a group that nobody uses any
+//! more stops that, and one that is created later does not get what is deleted.
 //!
 //! # Keys
 //!
 //! Beside `stream` there are `{stream}:retry:group`, `{stream}:delayed:group`, `{stream}:holds:group`,
-//! `{stream}:schedule`, `{stream}:dedup:id` and, if ever something unreadable turns up in a sorted set,
-//! `{stream}:broken`. The braces are a hash tag: in a cluster all of them share the stream's slot. A stream whose
-//! name has a hash tag keeps it.
+//! `{stream}:schedule`, `{stream}:dedup:id` and `{stream}:broken`. The braces are a hash tag: in a cluster all of
+//! them share the stream's slot. A stream whose name has a hash tag keeps it, and the others are
+//! `a{b}c:bq:retry:group` and so on.
+//!
+//! `{stream}:broken` is a list for a human to look at: what is unreadable in a sorted set, and entries of others with
+//! more than 3900 fields, packed, once they failed: no script can write them again.
 //!
 //! # Permissions
 //!
-//! On these keys: `XADD XREADGROUP XACK XDEL XRANGE XPENDING XCLAIM XAUTOCLAIM XGROUP XINFO XTRIM ZADD ZREM ZSCORE
+//! On these keys: `XADD XREADGROUP XACK XDEL XRANGE XPENDING XCLAIM XGROUP XINFO XTRIM ZADD ZREM ZSCORE
 //! ZRANGE ZRANGEBYSCORE ZREMRANGEBYSCORE RPUSH GET SET EXISTS TYPE`; besides `EVAL EVALSHA TIME PING CLIENT|ID
 //! CLIENT|UNBLOCK`. Where `CLIENT UNBLOCK` is not allowed, reads wait in short turns instead.
 //!
 //! # Limits
 //!
-//! Payloads up to 511 MiB ([`RedisBuilderExt::max_payload`]); everything is held in the server's memory. Schedules
-//! reach as far as a date does.
+//! Payloads up to 511 MiB ([`RedisBuilderExt::max_payload`]); everything is held in the server's memory. A message must
+//! cross the network within [`RedisBuilderExt::command_timeout`] when it is sent; when it is received, within the
+//! same or, after failing at that, up to a minute. Both are part of its lease. Schedules reach as far as a date does.
 //!
 //! # Not promised
 //!

@@ -49,6 +49,11 @@ impl RedisProducer {
         error::convert(error, &self.keys.stream)
     }
 
+    async fn send_once(&self, message: &Message, id: &str) -> Result<MessageId> {
+        let arguments = |cmd: &mut Cmd| self.add_once(cmd, message, id);
+        self.id(self.commands.eval(&scripts::SEND_ONCE, arguments).await)
+    }
+
     async fn send_part(&self, part: &[Message]) -> RedisResult<Vec<Value>> {
         let mut pipeline = Pipeline::with_capacity(part.len());
         let mut known = false;
@@ -71,14 +76,10 @@ impl RedisProducer {
 
 impl driver::Producer for RedisProducer {
     async fn send(&self, message: Message) -> Result<MessageId> {
-        let reply = match message.broker_deduplication_id() {
-            None => self.commands.query(&self.add(&message)).await,
-            Some(id) => {
-                let arguments = |cmd: &mut Cmd| self.add_once(cmd, &message, id);
-                self.commands.eval(&scripts::SEND_ONCE, arguments).await
-            }
-        };
-        self.id(reply)
+        match message.broker_deduplication_id() {
+            None => self.id(self.commands.query(&self.add(&message)).await),
+            Some(id) => self.send_once(&message, id).await,
+        }
     }
 
     async fn send_at(&self, message: Message, deliver_at: DateTime<Utc>) -> Result<MessageId> {
@@ -92,7 +93,21 @@ impl driver::Producer for RedisProducer {
             let (part, after) = rest.split_at(part_len(rest));
             rest = after;
             match self.send_part(part).await {
-                Ok(replies) => outcomes.extend(replies.into_iter().map(|reply| self.id(Ok(reply)))),
+                Ok(replies) => {
+                    for (message, reply) in part.iter().zip(replies) {
+                        let reply = reply.extract_error();
+                        outcomes.push(match (message.broker_deduplication_id(), reply) {
+                            // The server has forgotten its scripts half-way.
+                            (Some(id), Err(error)) if error.code() == Some("NOSCRIPT") => {
+                                self.send_once(message, id).await
+                            }
+                            (_, reply) => self.id(reply),
+                        });
+                    }
+                    let missing =
+                        || Err(BuqueueError::new(ErrorKind::ConnectionLost, "the server left out a reply"));
+                    outcomes.resize_with(messages.len() - rest.len(), missing);
+                }
                 Err(error) => {
                     outcomes.extend(part.iter().map(|_| Err(self.fail(&error))));
                     // Sending the later ones would turn the order around when the user sends the failed ones again.
@@ -104,9 +119,6 @@ impl driver::Producer for RedisProducer {
                 }
             }
         }
-        outcomes.resize_with(messages.len(), || {
-            Err(BuqueueError::new(ErrorKind::ConnectionLost, "the server left out a reply"))
-        });
         outcomes
     }
 }

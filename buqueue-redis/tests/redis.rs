@@ -12,6 +12,8 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use buqueue_core::{Consumer, Delivery, DlqConfig, ErrorKind, Message, Producer, QueueBuilder};
@@ -603,4 +605,69 @@ async fn what_a_group_that_was_set_back_has_yet_to_read_is_kept() {
     query(&url, &[b"XCLAIM", stream, b"replay", b"x", b"0", last.as_bytes(), b"FORCE"]).await;
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(length(&url, &config.stream).await, 5);
+}
+
+/// A way to the server that brings so many bytes a second; ends with the test.
+fn slow_way(url: &str, rate: usize) -> String {
+    let server = url.trim_start_matches("redis://").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let pump = |mut from: TcpStream, mut to: TcpStream, rate: usize| {
+        let mut buffer = vec![0; 16 * 1024];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            if to.write_all(&buffer[..read]).is_err() {
+                break;
+            }
+            std::thread::sleep(
+                Duration::from_secs(1) * u32::try_from(read).unwrap() / u32::try_from(rate).unwrap(),
+            );
+        }
+        drop((from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both)));
+    };
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let server = TcpStream::connect(&server).unwrap();
+            let (reading, writing) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || pump(client, server, 1 << 30));
+            std::thread::spawn(move || pump(reading, writing, rate));
+        }
+    });
+    format!("redis://{address}")
+}
+
+#[tokio::test]
+async fn a_slow_network_brings_a_large_message_at_the_first_attempt() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let direct = config(&url);
+    let producer = RedisBackend::builder(direct.clone()).build_producer().await.unwrap();
+    // It needs longer than the first read waits.
+    let slow = RedisConfig { url: slow_way(&url, 100_000), ..direct.clone() };
+    producer.send(Message::new(vec![7; 550_000])).await.unwrap();
+    let builder = RedisBackend::builder(slow).command_timeout(Duration::from_secs(2));
+    let mut consumer = builder.build_consumer().await.unwrap();
+    let begin = Instant::now();
+    let delivery = timeout(SOON * 3, consumer.receive()).await.expect("in time").unwrap();
+    assert_eq!((delivery.payload().len(), delivery.delivery_count()), (550_000, 1));
+    assert!(begin.elapsed() > Duration::from_secs(8), "the first read was not given up");
+    delivery.ack().await.unwrap();
+    assert_eq!(length(&url, &direct.stream).await, 0);
+}
+
+#[tokio::test]
+async fn a_group_that_is_destroyed_all_the_time_is_not_created_in_a_loop() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let mut consumer = consumer(&config).await;
+    let mut destroy = redis::cmd("XGROUP");
+    destroy.arg("DESTROY").arg(&config.stream).arg("workers");
+    let client = redis::Client::open(url.as_str()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let waiting = tokio::spawn(async move { consumer.receive().await.map(drop) });
+    let (end, mut created) = (Instant::now() + Duration::from_secs(2), 0_u64);
+    while Instant::now() < end {
+        let gone: u64 = destroy.query_async(&mut connection).await.unwrap();
+        created += gone;
+    }
+    waiting.abort();
+    assert!(created < 100, "created {created} times");
 }
