@@ -739,7 +739,9 @@ impl Reader {
             let mut cmd = redis::cmd("XPENDING");
             cmd.arg(session.keys.of(source)).arg(&*session.group).arg(format!("({}-{}", seen.0, seen.1));
             cmd.arg("+").arg(request.count).arg(&session.consumer);
-            let Value::Array(rows) = session.commands.query(&cmd).await? else { continue };
+            let Some(reader) = &mut self.link else { return Err(error::unreachable()) };
+            let reply = timeout(GRACE, reader.link.query(&cmd)).await;
+            let Value::Array(rows) = reply.unwrap_or_else(|_| Err(error::timed_out()))? else { continue };
             for row in rows {
                 let Value::Array(row) = row else { continue };
                 let id = row.first().and_then(convert::bytes).and_then(convert::parse_id);
