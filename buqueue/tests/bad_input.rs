@@ -131,7 +131,7 @@ rows! {
         build_redis(RedisConfig { group: String::new(), ..unconnected() });
     empty_consumer: ErrorKind::InvalidConfig, "consumer & must not be empty",
         build_redis(RedisConfig { consumer: String::new(), ..unconnected() });
-    zero_read_count: ErrorKind::InvalidConfig, "read_count & at least 1",
+    zero_read_count: ErrorKind::InvalidConfig, "read_count & is 0",
         build_redis(RedisConfig { read_count: 0, ..unconnected() });
     zero_pending_timeout: ErrorKind::InvalidConfig, "pending_timeout",
         build_redis(RedisConfig { pending_timeout: Duration::ZERO, ..unconnected() });

@@ -170,6 +170,11 @@ fn dependency_tree() -> Result<String> {
     Ok(format!("memory {} crates, redis {} crates, our own included", memory.len(), redis.len()))
 }
 
+/// A line of the list of failures at the end of a test run.
+fn is_test_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':'))
+}
+
 #[derive(Default)]
 struct Counts {
     passed: usize,
@@ -224,9 +229,7 @@ impl Report {
                 };
                 passed += number("passed").unwrap_or(0);
                 failed += number("failed").unwrap_or(0);
-            } else if let Some(test) =
-                line.strip_prefix("    ").filter(|rest| rest.contains("::") && !rest.contains(' '))
-            {
+            } else if let Some(test) = line.strip_prefix("    ").filter(|rest| is_test_name(rest)) {
                 self.failed.push(test.to_owned());
             }
         }
