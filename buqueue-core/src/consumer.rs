@@ -189,6 +189,9 @@ impl<B: Backend> Consumer<B> {
                 Ok(None) => {}
                 Err(error) => return Err(self.end(error).await),
             }
+            if self.burials.is_full() {
+                return Ok(None);
+            }
             self.driver.fetch(ONE, Duration::ZERO, &mut self.inbox).await.map_err(stamp::<B>)?;
             if self.inbox.is_empty() {
                 return Ok(None);
@@ -271,7 +274,8 @@ impl<B: Backend> Consumer<B> {
         if self.shared.is_stopped() {
             return Err(stopped::<B>());
         }
-        if self.inbox.is_empty() {
+        // Nothing more while dead letters pile up behind a queue that does not answer.
+        if self.inbox.is_empty() && !self.burials.is_full() {
             self.driver.fetch_ready(max, &mut self.inbox).map_err(stamp::<B>)?;
         }
         Ok(())

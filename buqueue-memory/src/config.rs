@@ -12,7 +12,8 @@ use crate::MemoryBroker;
 pub struct MemoryConfig {
     /// The queue's name in the broker. Default: `"queue"`.
     pub queue: String,
-    /// How many messages may wait in the queue, scheduled ones included; `send` waits while it is full. What consumers
+    /// How many messages may wait in the queue, scheduled ones included; `send` waits while it is full, and
+    /// goes on when a quarter is free or half a second has passed. What consumers
     /// have taken does not count, also the little that a busy one takes ahead: at most 64 messages, and at most a
     /// sixteenth of the capacity. At least 1. Default: 1 048 576. Fixed by the first to open the queue.
     pub capacity: usize,
