@@ -10,6 +10,18 @@ pub mod memory {
     pub use buqueue_memory::*;
 }
 
+/// The NATS JetStream backend (feature `nats`).
+#[cfg(feature = "nats")]
+pub mod nats {
+    pub use buqueue_nats::*;
+}
+
+/// The RabbitMQ backend (feature `rabbitmq`).
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq {
+    pub use buqueue_rabbitmq::*;
+}
+
 /// The Redis Streams backend (feature `redis`).
 #[cfg(feature = "redis")]
 pub mod redis {
