@@ -1,5 +1,7 @@
 //! The list of cases; it exists once, here.
 
+use std::time::Duration;
+
 use buqueue_core::Feature;
 
 /// Hands the list to a macro: `promise name(Feature …) [alone];`, by group.
@@ -287,6 +289,12 @@ macro_rules! __cases {
                 19 delayed_retry_survives_a_killed_consumer(SharedBetweenProcesses DelayedRetry DeliveryCount);
                 17 processes_share(SharedBetweenProcesses);
             }
+            endurance {
+                14 five_restarts(SurvivesBrokerRestart) alone;
+                14 five_half_opens();
+                9 thousand_schedules(ScheduledDelivery);
+                9 schedules_to_a_deleted_queue(ScheduledDelivery);
+            }
             dynamic {
                 4 pair_works();
                 4 halves_work();
@@ -332,6 +340,11 @@ pub struct Case {
 }
 
 impl Case {
+    /// A case of the group `endurance` may take this long, any other a minute.
+    pub(crate) fn time_limit(&self) -> Duration {
+        Duration::from_secs(if self.group == "endurance" { 240 } else { 60 })
+    }
+
     /// The case of that name.
     #[doc(hidden)]
     #[must_use]

@@ -17,9 +17,6 @@ pub type Outcome = Result<(), Excluded>;
 #[doc(hidden)]
 pub(crate) type Body<H> = for<'a> fn(&'a Ctx<H>) -> Pin<Box<dyn Future<Output = Outcome> + 'a>>;
 
-/// No case runs longer than this.
-const TIME_LIMIT: Duration = Duration::from_secs(60);
-
 /// A case that has not even noticed its time limit after this has blocked its thread.
 const BLOCKED: Duration = Duration::from_secs(10);
 
@@ -36,7 +33,7 @@ enum Verdict {
 /// [`conformance_tests!`](crate::conformance_tests) generates.
 ///
 /// # Panics
-/// When the case fails, or takes longer than a minute.
+/// When the case fails, or takes longer than its time limit: a minute, four for those of `endurance`.
 #[doc(hidden)]
 pub fn run<H: Harness>(case: Case, module: &'static str, body: Body<H>) {
     let (started, has_started) = mpsc::channel();
@@ -51,7 +48,7 @@ pub fn run<H: Harness>(case: Case, module: &'static str, body: Body<H>) {
     });
     // Fails when the case ended before it began: excluded, skipped or panicked.
     let _ended_early = has_started.recv();
-    match has_ended.recv_timeout(TIME_LIMIT + BLOCKED) {
+    match has_ended.recv_timeout(case.time_limit() + BLOCKED) {
         Ok(verdict) => report(H::name(), case, &verdict),
         Err(RecvTimeoutError::Timeout) => panic!("{}::{} blocks its thread", case.group, case.name),
         Err(RecvTimeoutError::Disconnected) => match thread.join() {
@@ -88,10 +85,12 @@ async fn verdict<H: Harness>(
         _together = GATE.read().await;
     }
     drop(started);
-    match tokio::time::timeout(TIME_LIMIT, body(&cx)).await {
+    match tokio::time::timeout(case.time_limit(), body(&cx)).await {
         Ok(Ok(())) => Verdict::Passed,
         Ok(Err(excluded)) => Verdict::Excluded(excluded),
-        Err(_) => panic!("{}::{} has not ended within {} s", case.group, case.name, TIME_LIMIT.as_secs()),
+        Err(_) => {
+            panic!("{}::{} has not ended within {} s", case.group, case.name, case.time_limit().as_secs())
+        }
     }
 }
 

@@ -356,14 +356,14 @@ impl Ledger {
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { confirmed, lost, unexpected, duplicated, recovered } = self;
-        write!(
-            f,
-            "{confirmed} confirmed, {} lost {:?}, {} unexpected {:?}, {duplicated} duplicated, {recovered} recovered",
-            lost.len(),
-            &lost[..lost.len().min(10)],
-            unexpected.len(),
-            &unexpected[..unexpected.len().min(10)],
-        )
+        write!(f, "{confirmed} confirmed, {} lost, {} unexpected", lost.len(), unexpected.len())?;
+        write!(f, ", {duplicated} duplicated, {recovered} recovered")?;
+        for (what, payloads) in [("lost", lost), ("unexpected", unexpected)] {
+            if !payloads.is_empty() {
+                write!(f, "; {what}: {:?}", &payloads[..payloads.len().min(10)])?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ pub mod cancel;
 pub mod dedup;
 pub mod dlq;
 pub mod dynamic;
+pub mod endurance;
 pub mod errors;
 pub mod groups;
 pub mod headers;
