@@ -1,0 +1,129 @@
+//! Delayed messages where the server has no schedules, or would drop them: a stream of their own, whose consumers hand
+//! each message back to the server until it is due, and then publish it.
+
+use std::time::Duration;
+
+use async_nats::Message;
+use async_nats::header::HeaderMap;
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::publish::PublishAck;
+use async_nats::jetstream::response::Response;
+use buqueue_core::{Backoff, BuqueueError, ErrorKind, Result};
+use bytes::Bytes;
+use chrono::Utc;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::timeout;
+
+use crate::config::NatsOptions;
+use crate::connection::Link;
+use crate::convert::{self, Info};
+use crate::requests::Requests;
+use crate::topology::{self, MOVER};
+
+const BATCH: usize = 200;
+const EXPIRES: Duration = Duration::from_secs(5);
+/// One that cannot be published is tried again after this; it holds up nobody.
+const RETRY: Duration = Duration::from_secs(10);
+/// The longest time that one hand-over asks the server to wait.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Runs until its consumer aborts it.
+pub(crate) async fn move_what_is_due(link: Link, options: NatsOptions) {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+    loop {
+        // What goes wrong here shows in the consumer's own calls, which use the same connection.
+        match moving(&link, &options, &mut backoff).await {
+            Ok(()) => {}
+            Err(_) => tokio::time::sleep(backoff.next_delay()).await,
+        }
+    }
+}
+
+/// Moves until something fails.
+async fn moving(link: &Link, options: &NatsOptions, backoff: &mut Backoff) -> Result<()> {
+    topology::ensure_stream(link, &options.config).await?;
+    let requests = Requests::start(link, options.request_timeout).await?;
+    let inbox = link.client.new_inbox();
+    let closed = || BuqueueError::new(ErrorKind::ConnectionLost, "the connection is closed");
+    let mut messages = link.client.subscribe(inbox.clone()).await.map_err(|_| closed())?;
+    let stream = topology::delay_stream(&options.config.jetstream.stream_name);
+    let next = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{MOVER}");
+    let config = pull::BatchConfig { batch: BATCH, expires: Some(EXPIRES), ..Default::default() };
+    let request = Bytes::from(serde_json::to_vec(&config).unwrap_or_default());
+    let mut state = link.state();
+    let mut moves = FuturesUnordered::new();
+    loop {
+        state.mark_unchanged();
+        link.client
+            .publish_with_reply(next.clone(), inbox.clone(), request.clone())
+            .await
+            .map_err(crate::error::publishing)?;
+        let mut left = BATCH;
+        while left > 0 {
+            tokio::select! {
+                message = messages.next() => {
+                    let Some(message) = message else { return Err(closed()) };
+                    match message.status {
+                        None => {
+                            left -= 1;
+                            backoff.reset();
+                            moves.push(place(link, &requests, &stream, message));
+                        }
+                        Some(async_nats::StatusCode::TIMEOUT) => break,
+                        Some(_) => return Err(closed()),
+                    }
+                }
+                Some(_) = moves.next(), if !moves.is_empty() => {}
+                changed = state.changed() => {
+                    // The server has forgotten the pull.
+                    changed.map_err(|_| closed())?;
+                    break;
+                }
+                () = tokio::time::sleep(EXPIRES + Duration::from_secs(2)), if moves.is_empty() => break,
+            }
+        }
+    }
+}
+
+/// Publishes what is due, and hands everything else back until it is. What fails is delivered here again.
+async fn place(link: &Link, requests: &Requests, stream: &str, message: Message) {
+    let Some(reply) = message.reply.clone() else { return };
+    let answer = |verb: String| async {
+        drop(timeout(RETRY, link.client.publish(reply.clone(), Bytes::from(verb))).await);
+    };
+    let later = |delay: Duration| answer(format!("-NAK {{\"delay\": {}}}", delay.as_nanos()));
+    let (Some((outgoing, due)), Some(info)) = (convert::delayed(&message), Info::parse(&reply)) else {
+        // Somebody else's: it stays, for a human to look at.
+        return later(LONGEST).await;
+    };
+    if let Ok(wait) = (due - Utc::now()).to_std()
+        && !wait.is_zero()
+    {
+        return later(wait.min(LONGEST)).await;
+    }
+    // A mover that dies here leaves the message to another, and the server drops the second copy by this id.
+    let outgoing = outgoing.with_msg_id(&format!("{stream}:{}", info.stream_sequence));
+    match publish(requests, outgoing).await {
+        Ok(()) => {
+            let deadline = requests.deadline();
+            let asked =
+                requests.ask(reply.to_string(), HeaderMap::new(), Bytes::from_static(b"+ACK"), deadline);
+            if let Ok(asked) = asked.await {
+                let _comes_again_if_unheard = asked.answer(deadline).await;
+            }
+        }
+        Err(_) => later(RETRY).await,
+    }
+}
+
+async fn publish(requests: &Requests, outgoing: convert::Outgoing) -> Result<()> {
+    let deadline = requests.deadline();
+    let asked = requests.ask(outgoing.subject, outgoing.headers, outgoing.payload, deadline).await?;
+    let answer = asked.answer(deadline).await.map_err(|_| crate::error::lost())?;
+    match serde_json::from_slice::<Response<PublishAck>>(&answer.payload) {
+        Ok(Response::Ok(_)) => Ok(()),
+        Ok(Response::Err { error }) => Err(crate::error::refused("a delayed message", &error)),
+        Err(error) => Err(crate::error::lost().with_source(error)),
+    }
+}

@@ -1,0 +1,283 @@
+//! What settles deliveries: the session that a consumer and its deliveries share, and the lease on one message.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use async_nats::header::HeaderMap;
+use async_nats::{StatusCode, Subject};
+use buqueue_core::driver::Lease;
+use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, QueueFuture, Result};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use tokio::runtime::Handle;
+
+use crate::connection::Link;
+use crate::convert::Info;
+use crate::error;
+use crate::requests::{Requests, Silence};
+
+const ACK: &[u8] = b"+ACK";
+const NAK: &[u8] = b"-NAK";
+const WPI: &[u8] = b"+WPI";
+/// The server counts in nanoseconds, in 63 bits.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+/// How many first failures are remembered; of others, the time of the redelivery is told.
+const FAILURES_MAX: usize = 10_000;
+
+/// What a consumer and its deliveries share. Outlives the consumer.
+pub(crate) struct Session {
+    pub(crate) link: Link,
+    requests: Requests,
+    pub(crate) ack_wait: Duration,
+    plain: bool,
+    failures: Mutex<Failures>,
+    runtime: Handle,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("ack_wait", &self.ack_wait).finish_non_exhaustive()
+    }
+}
+
+/// When messages failed for the first time, as far as this process knows: the server does not keep it.
+#[derive(Debug, Default)]
+struct Failures {
+    times: HashMap<u64, DateTime<Utc>>,
+    order: VecDeque<u64>,
+}
+
+impl Failures {
+    /// The time of the first failure, which is now unless it is known already.
+    fn first(&mut self, sequence: u64) -> DateTime<Utc> {
+        if let Some(time) = self.times.get(&sequence) {
+            return *time;
+        }
+        let now = Utc::now();
+        self.times.insert(sequence, now);
+        self.order.push_back(sequence);
+        while self.order.len() > FAILURES_MAX {
+            if let Some(oldest) = self.order.pop_front() {
+                self.times.remove(&oldest);
+            }
+        }
+        now
+    }
+}
+
+impl Session {
+    pub(crate) async fn start(
+        link: Link,
+        timeout: Duration,
+        ack_wait: Duration,
+        plain: bool,
+    ) -> Result<Self> {
+        let requests = Requests::start(&link, timeout).await?;
+        let failures = Mutex::default();
+        Ok(Self { link, requests, ack_wait, plain, failures, runtime: Handle::current() })
+    }
+
+    /// The time of the first failure, which is now unless it is known already.
+    pub(crate) fn first_failure(&self, sequence: u64) -> DateTime<Utc> {
+        lock(&self.failures).first(sequence)
+    }
+
+    /// Settles, and waits for the server's word unless that is not wanted.
+    pub(crate) async fn settle(&self, reply: Subject, verb: Bytes) -> Result<()> {
+        if self.plain {
+            return self.tell(reply, verb).await;
+        }
+        let deadline = self.requests.deadline();
+        loop {
+            let asked =
+                self.requests.ask(reply.to_string(), HeaderMap::new(), verb.clone(), deadline).await?;
+            match asked.answer(deadline).await {
+                Ok(answer) if answer.status == Some(StatusCode::NO_RESPONDERS) => {
+                    return Err(expired("the durable consumer is gone"));
+                }
+                Ok(_) => return Ok(()),
+                // Settling twice is harmless, and the server may not have heard of it.
+                Err(Silence::Lost) => {}
+                Err(Silence::Late) => return Err(error::timed_out("settling")),
+            }
+        }
+    }
+
+    /// Settles without an answer.
+    async fn tell(&self, reply: Subject, verb: Bytes) -> Result<()> {
+        let publishing = self.link.client.publish(reply, verb);
+        match tokio::time::timeout_at(self.requests.deadline(), publishing).await {
+            Ok(published) => published.map_err(error::publishing),
+            Err(_) => Err(error::timed_out("settling")),
+        }
+    }
+}
+
+/// A message that was delivered, and until when it is ours.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) message: Message,
+    reply: Subject,
+    pub(crate) info: Info,
+    pub(crate) received_at: Instant,
+}
+
+impl Held {
+    pub(crate) fn new(message: Message, reply: Subject, info: Info) -> Self {
+        Self { message, reply, info, received_at: Instant::now() }
+    }
+
+    /// Gives it back at once.
+    pub(crate) async fn give_back(&self, session: &Session) -> Result<()> {
+        session.settle(self.reply.clone(), Bytes::from_static(NAK)).await
+    }
+}
+
+/// The lease on one message.
+pub(crate) struct Delivered {
+    session: Arc<Session>,
+    held: Held,
+    /// Ends when the server gives the message to somebody else. The server's clock started a moment before ours, so
+    /// for that moment a settle can come too late unnoticed.
+    until: Mutex<Until>,
+    settled: AtomicBool,
+    own: Weak<Delivered>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Until {
+    lease: Instant,
+    /// A task keeps the server's lease up until then.
+    renewing: bool,
+}
+
+impl Delivered {
+    pub(crate) fn new(session: Arc<Session>, held: Held) -> Arc<Self> {
+        let lease = held.received_at + session.ack_wait;
+        Arc::new_cyclic(|own| Self {
+            session,
+            held,
+            until: Mutex::new(Until { lease, renewing: false }),
+            settled: AtomicBool::new(false),
+            own: own.clone(),
+        })
+    }
+
+    fn expired(&self) -> Option<BuqueueError> {
+        (Instant::now() >= lock(&self.until).lease).then(|| expired("its lease ran out"))
+    }
+
+    fn settle(&self, verb: Bytes) -> QueueFuture<'_, Result<()>> {
+        if let Some(error) = self.expired() {
+            return QueueFuture::ready(Err(error));
+        }
+        // Also stops the renewal, which would otherwise take a message back that was given away.
+        self.settled.store(true, Ordering::Release);
+        QueueFuture::pending(self.session.settle(self.held.reply.clone(), verb))
+    }
+
+    fn failed(&self, after: Duration) -> QueueFuture<'_, Result<()>> {
+        self.session.first_failure(self.held.info.stream_sequence);
+        let verb = if after.is_zero() {
+            Bytes::from_static(NAK)
+        } else {
+            // Never early: the server takes whole nanoseconds.
+            Bytes::from(format!("-NAK {{\"delay\": {}}}", after.min(LONGEST).as_nanos()))
+        };
+        self.settle(verb)
+    }
+
+    /// Restarts the server's lease again and again until `until`, as long as somebody holds the delivery.
+    fn renew(&self) {
+        let (own, session) = (self.own.clone(), Arc::clone(&self.session));
+        let every = session.ack_wait / 3;
+        // Owned by the delivery: it ends with it.
+        self.session.runtime.spawn(async move {
+            loop {
+                tokio::time::sleep(every).await;
+                let Some(delivered) = own.upgrade() else { return };
+                if delivered.settled.load(Ordering::Acquire) {
+                    return;
+                }
+                let last = delivered.is_last_renewal();
+                // One that is lost is made up for by the next.
+                drop(session.tell(delivered.held.reply.clone(), Bytes::from_static(WPI)).await);
+                if last {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Whether one more lease of the server reaches beyond what was promised.
+    fn is_last_renewal(&self) -> bool {
+        let mut until = lock(&self.until);
+        let last = until.lease.saturating_duration_since(Instant::now()) <= self.session.ack_wait;
+        until.renewing = !last;
+        last
+    }
+}
+
+impl Lease for Delivered {
+    fn message(&self, _index: u32) -> &Message {
+        &self.held.message
+    }
+
+    fn message_id(&self, _index: u32) -> MessageId {
+        self.held.info.stream_sequence.into()
+    }
+
+    fn ack(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
+        self.settle(Bytes::from_static(ACK))
+    }
+
+    fn nack(&self, _index: u32, after: Duration) -> QueueFuture<'_, Result<()>> {
+        self.failed(after)
+    }
+
+    fn release(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
+        self.settle(Bytes::from_static(NAK))
+    }
+
+    fn extend(&self, _index: u32, by: Duration) -> QueueFuture<'_, Result<()>> {
+        if let Some(error) = self.expired() {
+            return QueueFuture::ready(Err(error));
+        }
+        QueueFuture::pending(async move {
+            self.session.settle(self.held.reply.clone(), Bytes::from_static(WPI)).await?;
+            let by = by.min(LONGEST);
+            let mut until = lock(&self.until);
+            // The server restarts the whole of its lease; a shorter one cannot be asked for.
+            until.lease = Instant::now() + by.max(self.session.ack_wait);
+            if by > self.session.ack_wait && !until.renewing {
+                until.renewing = true;
+                drop(until);
+                self.renew();
+            }
+            Ok(())
+        })
+    }
+
+    fn abandon(&self, _index: u32) {
+        if self.expired().is_some() {
+            return;
+        }
+        self.session.first_failure(self.held.info.stream_sequence);
+        self.settled.store(true, Ordering::Release);
+        let (session, reply) = (Arc::clone(&self.session), self.held.reply.clone());
+        // Should it not arrive, the lease ends in time.
+        self.session.runtime.spawn(async move { session.settle(reply, Bytes::from_static(NAK)).await });
+    }
+}
+
+fn expired(fact: &'static str) -> BuqueueError {
+    BuqueueError::new(ErrorKind::LeaseExpired, fact)
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that panics runs under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,589 @@
+//! The task that asks the server for messages and keeps what came until it is taken.
+//!
+//! One subscription takes what the server sends; a *pull* asks it for so many messages (ADR-13, ADR-37). A pull that
+//! waits is cancelled when nobody waits here any more, by leaving its subscription, so that no message comes to a
+//! consumer that does not look.
+
+use std::collections::VecDeque;
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream::consumer::pull;
+use async_nats::{Message, StatusCode, Subscriber};
+use buqueue_core::{BuqueueError, ErrorKind, Result};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use futures_util::stream::SelectAll;
+use futures_util::{FutureExt, StreamExt};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep_until, timeout};
+
+use crate::config::NatsOptions;
+use crate::connection::State as LinkState;
+use crate::convert::{self, Info, Subjects};
+use crate::lease::{Held, Session, lock};
+use crate::topology::{self, Scheduling};
+
+/// How long a pull waits at the server, and how often the server says that it still does.
+const EXPIRES: Duration = Duration::from_secs(30);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// A pull is given up when this much time passes without a word.
+const SILENCE: Duration = Duration::from_secs(5);
+/// A look that is not answered is given up.
+const LOOK_SILENCE: Duration = Duration::from_secs(3);
+/// Who waits again so soon after a cancelled call finds the pull still there.
+const GRACE: Duration = Duration::from_millis(100);
+/// A consumer that takes at least so often is fast, and reads ahead.
+const FAST: Duration = Duration::from_millis(100);
+const READ_AHEAD_BYTES: usize = 4 * 1024 * 1024;
+/// How long closing waits for what is on its way.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// What the reader and its consumer share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    session: Arc<Session>,
+    buffer: Mutex<Buffer>,
+    /// For the reader: somebody wants something.
+    wanted: Notify,
+    /// For the consumer: something came.
+    arrived: Notify,
+    finished: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct Buffer {
+    ready: VecDeque<Held>,
+    /// How many messages somebody waits for.
+    demand: usize,
+    demand_ended: Option<Instant>,
+    /// Looks asked for, and looks done.
+    looks: u64,
+    looked: u64,
+    /// Calls of `fetch`, each of which may try again what failed.
+    calls: u64,
+    failure: Option<BuqueueError>,
+    closed: bool,
+    /// How many messages to hold ready; grows while the consumer is fast.
+    ahead: usize,
+    emptied: bool,
+    last_take: Option<Instant>,
+}
+
+impl Shared {
+    pub(crate) fn new(session: Arc<Session>) -> Self {
+        let buffer = Mutex::new(Buffer { ahead: 1, ..Buffer::default() });
+        let (finished, _) = watch::channel(false);
+        Self { session, buffer, wanted: Notify::new(), arrived: Notify::new(), finished }
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.buffer).closed
+    }
+
+    pub(crate) fn close(&self) {
+        lock(&self.buffer).closed = true;
+        self.wanted.notify_one();
+        self.arrived.notify_waiters();
+    }
+
+    pub(crate) async fn finished(&self) {
+        // The sender is here: it cannot be gone.
+        let mut finished = self.finished.subscribe();
+        let _always_ok = finished.wait_for(|finished| *finished).await.is_ok();
+    }
+
+    /// Hands out what is ready. What has waited for most of its lease is left to the reader to give back.
+    pub(crate) fn take(&self, max: usize, mut hand_out: impl FnMut(Held)) {
+        let stale = self.stale_after();
+        let mut wake = false;
+        let mut taken = 0;
+        let mut out = Vec::new();
+        {
+            let mut buffer = lock(&self.buffer);
+            if buffer.closed {
+                return;
+            }
+            while taken < max {
+                match buffer.ready.front() {
+                    Some(held) if held.received_at.elapsed() < stale => {
+                        out.extend(buffer.ready.pop_front());
+                        taken += 1;
+                    }
+                    _ => break,
+                }
+            }
+            if taken > 0 {
+                buffer.last_take = Some(Instant::now());
+                let low = buffer.ready.len() <= buffer.ahead / 2;
+                wake = low && buffer.ahead > 1;
+                buffer.emptied |= buffer.ready.is_empty();
+            }
+        }
+        if wake {
+            self.wanted.notify_one();
+        }
+        out.into_iter().for_each(&mut hand_out);
+    }
+
+    /// How old a message may be when it is handed out, so that there is time left to handle it.
+    fn stale_after(&self) -> Duration {
+        self.session.ack_wait * 3 / 4
+    }
+
+    /// Says that somebody waits, until the guard is dropped. `look`: for one prompt answer only.
+    pub(crate) fn demand(&self, max: usize, look: bool) -> Demand<'_> {
+        let mut buffer = lock(&self.buffer);
+        buffer.calls += 1;
+        let look = if look {
+            buffer.looks += 1;
+            Some((buffer.looks, max))
+        } else {
+            buffer.demand = max;
+            None
+        };
+        if let Some((_, max)) = look {
+            buffer.demand = buffer.demand.max(max);
+        }
+        buffer.failure = None;
+        drop(buffer);
+        self.wanted.notify_one();
+        Demand { shared: self, look: look.map(|(number, _)| number) }
+    }
+}
+
+/// Somebody waits.
+#[derive(Debug)]
+pub(crate) struct Demand<'a> {
+    shared: &'a Shared,
+    look: Option<u64>,
+}
+
+impl Demand<'_> {
+    /// Whether there is nothing more to wait for.
+    pub(crate) fn is_over(&self) -> bool {
+        let buffer = lock(&self.shared.buffer);
+        buffer.closed || self.look.is_some_and(|look| buffer.looked >= look)
+    }
+
+    pub(crate) fn take_failure(&self) -> Option<BuqueueError> {
+        lock(&self.shared.buffer).failure.take()
+    }
+
+    /// Something has come, or has happened. One consumer waits at a time, so no word is lost.
+    pub(crate) async fn woken(&self) {
+        self.shared.arrived.notified().await;
+    }
+}
+
+impl Drop for Demand<'_> {
+    fn drop(&mut self) {
+        let mut buffer = lock(&self.shared.buffer);
+        buffer.demand = 0;
+        buffer.demand_ended = Some(Instant::now());
+        drop(buffer);
+        self.shared.wanted.notify_one();
+    }
+}
+
+/// A request for messages that the server works on.
+#[derive(Debug)]
+struct Pull {
+    number: u64,
+    left: usize,
+    waits: bool,
+    /// Looks that its end answers.
+    looks: u64,
+    heard: Instant,
+    until: Instant,
+}
+
+/// Asks, and takes what comes.
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
+    options: NatsOptions,
+    subjects: Subjects,
+    scheduling: Scheduling,
+    /// Everything up to here was settled when this consumer was built.
+    floor: u64,
+    next_subject: String,
+    inbox: String,
+    messages: Subscriber,
+    /// Subscriptions that were left, and what may still come on them. Each ends by itself.
+    leaving: SelectAll<Subscriber>,
+    pulls: u64,
+    pull: Option<Pull>,
+    /// The call of `fetch` after which the last failure was reported; the next one tries again.
+    failed_at_call: Option<u64>,
+    average_size: usize,
+    link: watch::Receiver<LinkState>,
+}
+
+enum Step {
+    Stop,
+    Pull { batch: usize, waits: bool, looks: u64 },
+    Leave,
+    Wait { until: Option<Instant> },
+}
+
+impl Reader {
+    pub(crate) async fn start(
+        shared: Arc<Shared>,
+        options: NatsOptions,
+        scheduling: Scheduling,
+        floor: u64,
+    ) -> Result<Self> {
+        let session = shared.session();
+        let (inbox, messages) = subscribe(session).await?;
+        let link = session.link.state();
+        let config = &options.config;
+        let next_subject =
+            format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", config.jetstream.stream_name, config.durable_consumer);
+        let subjects = Subjects::new(&config.jetstream);
+        Ok(Self {
+            shared,
+            subjects,
+            scheduling,
+            floor,
+            next_subject,
+            inbox,
+            messages,
+            leaving: SelectAll::new(),
+            pulls: 0,
+            pull: None,
+            failed_at_call: None,
+            average_size: 0,
+            link,
+            options,
+        })
+    }
+
+    pub(crate) async fn run(mut self) {
+        loop {
+            match self.step() {
+                Step::Stop => break,
+                Step::Pull { batch, waits, looks } => self.ask(batch, waits, looks).await,
+                Step::Leave => self.leave().await,
+                Step::Wait { until } => self.wait(until).await,
+            }
+            self.give_back_what_is_stale().await;
+        }
+        self.finish().await;
+        self.shared.finished.send_replace(true);
+    }
+
+    /// What is to be done now.
+    fn step(&mut self) -> Step {
+        let now = Instant::now();
+        if let Some(pull) = &self.pull {
+            let silence = if pull.waits { SILENCE } else { LOOK_SILENCE };
+            if now >= pull.until || now.duration_since(pull.heard) >= silence {
+                self.end_pull();
+            }
+        }
+        let buffer = lock(&self.shared.buffer);
+        if buffer.closed {
+            return Step::Stop;
+        }
+        let tried = self.failed_at_call == Some(buffer.calls);
+        let up = self.link.borrow().up;
+        let demanded = buffer.demand.saturating_sub(buffer.ready.len());
+        let fast = buffer.last_take.is_some_and(|taken| now.duration_since(taken) < FAST);
+        let looks = buffer.looks;
+        let looking = looks > buffer.looked;
+        if up && !tried {
+            let target = buffer.demand.max(if fast { buffer.ahead } else { 1 });
+            let batch = target.saturating_sub(buffer.ready.len()).max(1);
+            match &self.pull {
+                // A look is answered by the server at once, also while an older pull waits.
+                Some(pull) if looking && pull.waits => return Step::Leave,
+                Some(_) => {}
+                None if looking => return Step::Pull { batch, waits: false, looks },
+                None if demanded > 0 => return Step::Pull { batch, waits: true, looks },
+                None if fast && buffer.ahead > 1 && buffer.ready.len() <= buffer.ahead / 2 => {
+                    return Step::Pull { batch, waits: false, looks };
+                }
+                None => {}
+            }
+        }
+        // Nobody waits any more for what the pull would bring.
+        let mut until = self
+            .pull
+            .as_ref()
+            .map(|pull| pull.until.min(pull.heard + if pull.waits { SILENCE } else { LOOK_SILENCE }));
+        if buffer.demand == 0 && self.pull.as_ref().is_some_and(|pull| pull.waits) {
+            match buffer.demand_ended {
+                Some(ended) if now.duration_since(ended) < GRACE => {
+                    until = Some(until.map_or(ended + GRACE, |until| until.min(ended + GRACE)));
+                }
+                _ => return Step::Leave,
+            }
+        }
+        if let Some(oldest) = buffer.ready.front() {
+            let stale = oldest.received_at + self.shared.stale_after();
+            until = Some(until.map_or(stale, |until| until.min(stale)));
+        }
+        Step::Wait { until }
+    }
+
+    async fn ask(&mut self, batch: usize, waits: bool, looks: u64) {
+        let most = READ_AHEAD_BYTES / self.average_size.max(1);
+        let demand = lock(&self.shared.buffer).demand.max(1);
+        let batch = batch.min(most.max(demand)).min(self.options.read_ahead.max(demand));
+        self.pulls += 1;
+        let config = if waits {
+            pull::BatchConfig {
+                batch,
+                expires: Some(EXPIRES),
+                idle_heartbeat: HEARTBEAT,
+                ..Default::default()
+            }
+        } else {
+            pull::BatchConfig { batch, no_wait: true, ..Default::default() }
+        };
+        let request = serde_json::to_vec(&config).unwrap_or_default();
+        let reply = format!("{}.{}", self.inbox, self.pulls);
+        let client = &self.shared.session().link.client;
+        let publishing = client.publish_with_reply(self.next_subject.clone(), reply, Bytes::from(request));
+        let now = Instant::now();
+        match timeout(SILENCE, publishing).await {
+            Ok(Ok(())) => {
+                self.pull = Some(Pull {
+                    number: self.pulls,
+                    left: batch,
+                    waits,
+                    looks,
+                    heard: now,
+                    until: now + if waits { EXPIRES + SILENCE } else { LOOK_SILENCE },
+                });
+            }
+            Ok(Err(error)) => self.fail(crate::error::publishing(error)),
+            Err(_) => self.fail(crate::error::timed_out("the connection")),
+        }
+    }
+
+    async fn wait(&mut self, until: Option<Instant>) {
+        let late = async {
+            match until {
+                Some(until) => sleep_until(until.into()).await,
+                None => pending().await,
+            }
+        };
+        let left_over = async {
+            match self.leaving.next().await {
+                Some(message) => message,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            message = self.messages.next() => match message {
+                Some(message) => {
+                    self.take_in(message).await;
+                    self.take_in_what_is_there().await;
+                }
+                // The client is closed for good.
+                None => {
+                    self.fail(BuqueueError::new(ErrorKind::ConnectionLost, "the connection is closed"));
+                    self.shared.wanted.notified().await;
+                }
+            },
+            message = left_over => self.take_in(message).await,
+            () = self.shared.wanted.notified() => {}
+            () = late => {}
+            changed = self.link.changed() => {
+                if changed.is_ok() {
+                    // What was asked for on the connection before is forgotten by the server.
+                    self.pull = None;
+                } else {
+                    self.shared.wanted.notified().await;
+                }
+            }
+        }
+    }
+
+    async fn take_in_what_is_there(&mut self) {
+        while let Some(Some(message)) = self.messages.next().now_or_never() {
+            self.take_in(message).await;
+        }
+    }
+
+    /// A look is not over before what came for an older pull is there.
+    fn take_in_left_overs(&mut self) {
+        while let Some(Some(message)) = self.leaving.next().now_or_never() {
+            self.take_in_message(message);
+        }
+    }
+
+    async fn take_in(&mut self, message: Message) {
+        match message.status {
+            Some(status) => self.status(status, &message).await,
+            None => self.take_in_message(message),
+        }
+    }
+
+    fn take_in_message(&mut self, message: Message) {
+        if message.status.is_some() {
+            return;
+        }
+        let Some(info) = message.reply.as_ref().and_then(|reply| Info::parse(reply)) else { return };
+        let Some(reply) = message.reply.clone() else { return };
+        if let Some(pull) = &mut self.pull {
+            pull.heard = Instant::now();
+            pull.left = pull.left.saturating_sub(1);
+        }
+        self.average_size = (self.average_size * 7 + message.length.max(message.payload.len())) / 8;
+        let held = Held::new(convert::incoming(message, &self.subjects), reply, info);
+        let filled = self.pull.as_ref().is_some_and(|pull| pull.left == 0);
+        {
+            let mut buffer = lock(&self.shared.buffer);
+            if info.delivered > 1 {
+                // What fails may kill its process, and blame what was read ahead.
+                buffer.ahead = 1;
+            } else if filled && buffer.emptied {
+                buffer.ahead = (buffer.ahead * 2).max(buffer.demand).min(self.options.read_ahead);
+                buffer.emptied = false;
+            }
+            buffer.ready.push_back(held);
+        }
+        if filled {
+            self.end_pull();
+        }
+        self.shared.arrived.notify_one();
+    }
+
+    /// What the server says about a pull.
+    async fn status(&mut self, status: StatusCode, message: &Message) {
+        let number = message.subject.rsplit('.').next().and_then(|token| token.parse::<u64>().ok());
+        let Some(pull) = self.pull.as_mut().filter(|pull| Some(pull.number) == number) else { return };
+        pull.heard = Instant::now();
+        match status {
+            StatusCode::IDLE_HEARTBEAT => {}
+            StatusCode::NOT_FOUND | StatusCode::TIMEOUT => {
+                self.take_in_left_overs();
+                self.end_pull();
+            }
+            StatusCode::NO_RESPONDERS => self.restore().await,
+            _ => {
+                let words = message.description.as_deref().unwrap_or_default().to_ascii_lowercase();
+                if words.contains("deleted") {
+                    self.restore().await;
+                } else if words.contains("push based") || words.contains("exceeded maxrequest") {
+                    let fact = format!("durable_consumer: the server says {words:?}");
+                    self.fail(BuqueueError::new(ErrorKind::InvalidConfig, fact));
+                } else if words.contains("shutdown") || words.contains("leadership") {
+                    // Another server takes over; asking it at once is what it expects.
+                    self.pull = None;
+                    self.fail(BuqueueError::new(ErrorKind::ConnectionLost, words));
+                } else {
+                    // As full as it may be (pending acks, waiting pulls): the next call asks again.
+                    self.end_pull();
+                    self.fail(BuqueueError::new(ErrorKind::Throttled, words));
+                }
+            }
+        }
+    }
+
+    /// The stream or the durable is gone; or JetStream is, for a moment.
+    async fn restore(&mut self) {
+        let link = self.shared.session().link.clone();
+        let restored = async {
+            let scheduling = topology::ensure_stream(&link, &self.options.config).await?;
+            topology::ensure_consumer(&link, &self.options, &scheduling, Some(self.floor)).await?;
+            Ok(scheduling)
+        };
+        match restored.await {
+            Ok(scheduling) => {
+                self.scheduling = scheduling;
+                self.pull = None;
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn fail(&mut self, error: BuqueueError) {
+        self.end_pull();
+        let mut buffer = lock(&self.shared.buffer);
+        self.failed_at_call = Some(buffer.calls);
+        buffer.failure = Some(error);
+        drop(buffer);
+        self.shared.arrived.notify_one();
+    }
+
+    /// The pull is answered in full.
+    fn end_pull(&mut self) {
+        let Some(pull) = self.pull.take() else { return };
+        if !pull.waits {
+            let mut buffer = lock(&self.shared.buffer);
+            buffer.looked = buffer.looked.max(pull.looks);
+            drop(buffer);
+            self.shared.arrived.notify_one();
+        }
+    }
+
+    /// Cancels the pull that waits: the server drops it when nobody listens. What is on its way still comes.
+    async fn leave(&mut self) {
+        self.pull = None;
+        match subscribe(self.shared.session()).await {
+            Ok((inbox, messages)) => {
+                let mut left = std::mem::replace(&mut self.messages, messages);
+                self.inbox = inbox;
+                if left.drain().await.is_ok() {
+                    self.leaving.push(left);
+                }
+            }
+            Err(error) => self.fail(error),
+        }
+    }
+
+    /// Gives back what nobody takes while there is still time for others.
+    async fn give_back_what_is_stale(&mut self) {
+        let limit = self.shared.stale_after();
+        let mut stale = Vec::new();
+        {
+            let mut buffer = lock(&self.shared.buffer);
+            while buffer.ready.front().is_some_and(|held| held.received_at.elapsed() >= limit) {
+                stale.extend(buffer.ready.pop_front());
+                buffer.ahead = 1;
+            }
+        }
+        self.give_back(stale).await;
+    }
+
+    async fn give_back(&self, held: Vec<Held>) {
+        let session = self.shared.session();
+        // What cannot be given back comes back with its lease.
+        let given = join_all(held.iter().map(|held| held.give_back(session)));
+        drop(timeout(DRAIN, given).await);
+    }
+
+    /// Takes what is still on its way, and gives everything back.
+    async fn finish(&mut self) {
+        if self.messages.drain().await.is_ok() {
+            let draining = async {
+                while let Some(message) = self.messages.next().await {
+                    self.take_in_message(message);
+                }
+                while let Some(message) = self.leaving.next().await {
+                    self.take_in_message(message);
+                }
+            };
+            drop(timeout(DRAIN / 2, draining).await);
+        }
+        let left: Vec<Held> = lock(&self.shared.buffer).ready.drain(..).collect();
+        self.give_back(left).await;
+    }
+}
+
+async fn subscribe(session: &Session) -> Result<(String, Subscriber)> {
+    let client = &session.link.client;
+    let inbox = client.new_inbox();
+    let messages = client.subscribe(format!("{inbox}.*")).await.map_err(|error| {
+        BuqueueError::new(ErrorKind::ConnectionLost, "the connection is closed").with_source(error)
+    })?;
+    Ok((inbox, messages))
+}
