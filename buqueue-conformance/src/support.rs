@@ -262,6 +262,8 @@ impl Numbers {
 #[derive(Debug, Default)]
 pub struct Ledger {
     entries: BTreeMap<String, Entry>,
+    /// Confirmed and not received yet.
+    open: usize,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -296,7 +298,9 @@ impl Ledger {
     pub fn confirmed(&mut self, payload: &str) {
         let entry = self.entry(payload);
         entry.attempted = true;
+        let opened = !entry.confirmed && entry.received == 0;
         entry.confirmed = true;
+        self.open += usize::from(opened);
     }
 
     /// Notes the outcome of a send.
@@ -309,13 +313,16 @@ impl Ledger {
 
     /// A message was received, and its ack succeeded or not.
     pub fn received(&mut self, payload: &str) {
-        self.entry(payload).received += 1;
+        let entry = self.entry(payload);
+        entry.received += 1;
+        let closed = entry.confirmed && entry.received == 1;
+        self.open -= usize::from(closed);
     }
 
     /// Whether everything that was confirmed has been received.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.entries.values().all(|entry| !entry.confirmed || entry.received > 0)
+        self.open == 0
     }
 
     /// The sums.

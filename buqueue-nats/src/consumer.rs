@@ -15,6 +15,8 @@ use crate::lease::{Delivered, Held, Session};
 use crate::reader::{Reader, Shared};
 use crate::topology::Scheduling;
 
+/// The most messages that one request asks for.
+const BATCH_MAX: usize = 1000;
 /// How long a prompt look may take when the server does not answer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -68,7 +70,7 @@ impl driver::Consumer for NatsConsumer {
         if self.shared.is_closed() || self.take(max, out) {
             return Ok(());
         }
-        let demand = self.shared.demand(max.get(), wait.is_zero());
+        let demand = self.shared.demand(max.get().min(BATCH_MAX), wait.is_zero());
         let deadline = Instant::now() + if wait.is_zero() { LOOK_TIMEOUT } else { wait };
         loop {
             // The end first: what comes in after it is for the next call.

@@ -80,6 +80,12 @@ impl Session {
         Ok(Self { link, requests, ack_wait, plain, failures, runtime: Handle::current() })
     }
 
+    /// The lease as it is measured here. The server's begins before the message arrives, and a settle takes its time
+    /// on the way; one that would come too late there would take the message from who has it then.
+    fn own_lease(&self) -> Duration {
+        self.ack_wait - (self.ack_wait / 20).min(Duration::from_millis(250))
+    }
+
     /// The time of the first failure, which is now unless it is known already.
     pub(crate) fn first_failure(&self, sequence: u64) -> DateTime<Utc> {
         lock(&self.failures).first(sequence)
@@ -140,8 +146,7 @@ impl Held {
 pub(crate) struct Delivered {
     session: Arc<Session>,
     held: Held,
-    /// Ends when the server gives the message to somebody else. The server's clock started a moment before ours, so
-    /// for that moment a settle can come too late unnoticed.
+    /// Ends a moment before the server gives the message to somebody else.
     until: Mutex<Until>,
     settled: AtomicBool,
     own: Weak<Delivered>,
@@ -156,7 +161,7 @@ struct Until {
 
 impl Delivered {
     pub(crate) fn new(session: Arc<Session>, held: Held) -> Arc<Self> {
-        let lease = held.received_at + session.ack_wait;
+        let lease = held.received_at + session.own_lease();
         Arc::new_cyclic(|own| Self {
             session,
             held,
@@ -251,7 +256,7 @@ impl Lease for Delivered {
             let by = by.min(LONGEST);
             let mut until = lock(&self.until);
             // The server restarts the whole of its lease; a shorter one cannot be asked for.
-            until.lease = Instant::now() + by.max(self.session.ack_wait);
+            until.lease = Instant::now() + by.max(self.session.own_lease());
             if by > self.session.ack_wait && !until.renewing {
                 until.renewing = true;
                 drop(until);
