@@ -25,6 +25,7 @@ mod future;
 mod headers;
 mod message;
 mod observe;
+pub mod percent;
 mod producer;
 mod shutdown;
 mod stream;

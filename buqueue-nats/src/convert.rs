@@ -6,7 +6,7 @@
 //! the payload.
 
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
-use buqueue_core::{Headers, Message};
+use buqueue_core::{Headers, Message, percent};
 use bytes::{BufMut, Bytes, BytesMut};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 
@@ -79,13 +79,13 @@ impl Outgoing {
             payload: message.payload().clone(),
         };
         if let Some(key) = message.routing_key().filter(|_| key_beside) {
-            outgoing.set(KEY, &encode(key));
+            outgoing.set(KEY, &percent::encode(key));
         }
         if let Some(id) = message.deduplication_id() {
-            outgoing.set(ID, &encode(id));
+            outgoing.set(ID, &percent::encode(id));
         }
         if let Some(id) = message.broker_deduplication_id().filter(|id| !id.is_empty()) {
-            outgoing.set(MSG_ID, &encode(id));
+            outgoing.set(MSG_ID, &percent::encode(id));
         }
         outgoing.set_headers(message.headers());
         outgoing
@@ -103,7 +103,7 @@ impl Outgoing {
         for (name, value) in headers.iter() {
             match native(name, value) {
                 Some((name, value)) => self.headers.insert(name, value),
-                None => push_pair(&mut encoded, name, value),
+                None => percent::push_header(&mut encoded, name, value),
             }
         }
         if encoded.len() > NATIVE_MAX / 2 {
@@ -123,7 +123,7 @@ impl Outgoing {
     fn write_inline(&mut self, headers: &Headers) {
         let mut encoded = String::new();
         for (name, value) in headers.iter() {
-            push_pair(&mut encoded, name, value);
+            percent::push_header(&mut encoded, name, value);
         }
         self.set(INLINE, &encoded.len().to_string());
         let mut payload = BytesMut::with_capacity(encoded.len() + self.payload.len());
@@ -154,7 +154,7 @@ impl Outgoing {
     /// Turns the message into one for the delay stream.
     pub(crate) fn delay(mut self, subject: String, due: DateTime<Utc>) -> Self {
         let target = std::mem::replace(&mut self.subject, subject);
-        self.set(TARGET, &encode(&target));
+        self.set(TARGET, &percent::encode(&target));
         self.set(DUE, &due.timestamp_millis().saturating_add(1).to_string());
         self
     }
@@ -195,60 +195,6 @@ fn native(name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
     parse(name, value)
 }
 
-/// `name=value&`, percent-encoded.
-fn push_pair(text: &mut String, name: &str, value: &str) {
-    if !text.is_empty() {
-        text.push('&');
-    }
-    push_encoded(text, name);
-    text.push('=');
-    push_encoded(text, value);
-}
-
-fn push_encoded(text: &mut String, part: &str) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in part.bytes() {
-        if (0x21..=0x7e).contains(&byte) && !matches!(byte, b'%' | b'&' | b'=') {
-            text.push(char::from(byte));
-        } else {
-            text.push('%');
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
-        }
-    }
-}
-
-fn encode(part: &str) -> String {
-    let mut text = String::with_capacity(part.len());
-    push_encoded(&mut text, part);
-    text
-}
-
-/// `None` when it is no encoding of ours.
-fn decode(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte == b'%' {
-            let digit = |byte: Option<u8>| char::from(byte?).to_digit(16);
-            let value = digit(rest.next())? * 16 + digit(rest.next())?;
-            bytes.push(u8::try_from(value).ok()?);
-        } else {
-            bytes.push(byte);
-        }
-    }
-    String::from_utf8(bytes).ok()
-}
-
-fn decode_pairs(text: &str, headers: &mut Headers) {
-    for pair in text.split('&') {
-        let Some((name, value)) = pair.split_once('=') else { continue };
-        if let (Some(name), Some(value)) = (decode(name), decode(value)) {
-            headers.insert(&name, &value);
-        }
-    }
-}
-
 /// The message that buqueue or anybody else published. Never fails: what cannot be read is left out.
 pub(crate) fn incoming(native: async_nats::Message, subjects: &Subjects) -> Message {
     let subject = native.subject;
@@ -266,14 +212,14 @@ pub(crate) fn incoming(native: async_nats::Message, subjects: &Subjects) -> Mess
         // Of several values of one name the first is kept.
         let Some(value) = values.first().map(HeaderValue::as_str) else { continue };
         match name.as_ref() {
-            KEY => key = decode(value),
-            ID => id = decode(value),
+            KEY => key = percent::decode(value),
+            ID => id = percent::decode(value),
             MSG_ID => msg_id = Some(value.to_owned()),
-            ENCODED => decode_pairs(value, &mut headers),
+            ENCODED => percent::read_headers(value, &mut headers),
             INLINE => {
                 let length = value.parse().unwrap_or(usize::MAX);
                 if let Some(text) = payload.get(..length).and_then(|bytes| std::str::from_utf8(bytes).ok()) {
-                    decode_pairs(text, &mut headers);
+                    percent::read_headers(text, &mut headers);
                     payload = payload.slice(length..);
                 }
             }
@@ -297,7 +243,7 @@ pub(crate) fn incoming(native: async_nats::Message, subjects: &Subjects) -> Mess
 pub(crate) fn delayed(native: &async_nats::Message) -> Option<(Outgoing, DateTime<Utc>)> {
     let map = native.headers.as_ref()?;
     let value = |name: &str| map.get(name.parse::<HeaderName>().ok()?).map(HeaderValue::as_str);
-    let subject = decode(value(TARGET)?)?;
+    let subject = percent::decode(value(TARGET)?)?;
     let due = DateTime::from_timestamp_millis(value(DUE)?.parse().ok()?)?;
     let mut headers = HeaderMap::new();
     for (name, values) in map.iter() {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::header::HeaderMap;
 use async_nats::{StatusCode, Subject};
@@ -12,7 +12,9 @@ use buqueue_core::driver::Lease;
 use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, QueueFuture, Result};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use crate::connection::Link;
 use crate::convert::Info;
@@ -22,6 +24,8 @@ use crate::requests::{Requests, Silence};
 const ACK: &[u8] = b"+ACK";
 const NAK: &[u8] = b"-NAK";
 const WPI: &[u8] = b"+WPI";
+/// How long a settle is waited for that was repeated on a new connection.
+const SECOND_TRY: Duration = Duration::from_secs(2);
 /// The server counts in nanoseconds, in 63 bits.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// How many first failures are remembered; of others, the time of the redelivery is told.
@@ -96,8 +100,8 @@ impl Session {
         if self.plain {
             return self.tell(reply, verb).await;
         }
-        let deadline = self.requests.deadline();
-        loop {
+        let mut deadline = self.requests.deadline();
+        for again in [false, true] {
             let asked =
                 self.requests.ask(reply.to_string(), HeaderMap::new(), verb.clone(), deadline).await?;
             match asked.answer(deadline).await {
@@ -105,11 +109,15 @@ impl Session {
                     return Err(expired("the durable consumer is gone"));
                 }
                 Ok(_) => return Ok(()),
-                // Settling twice is harmless, and the server may not have heard of it.
-                Err(Silence::Lost) => {}
+                // Settling twice is harmless, and the server may not have heard of it. It does not answer when it
+                // has, or when it has restarted since; so this does not wait for long.
+                Err(Silence::Lost) if !again => deadline = deadline.min(Instant::now() + SECOND_TRY),
+                Err(Silence::Lost) => break,
+                Err(Silence::Late) if again => break,
                 Err(Silence::Late) => return Err(error::timed_out("settling")),
             }
         }
+        Err(error::lost())
     }
 
     /// Settles without an answer.
@@ -181,7 +189,7 @@ impl Delivered {
         }
         // Also stops the renewal, which would otherwise take a message back that was given away.
         self.settled.store(true, Ordering::Release);
-        QueueFuture::pending(self.session.settle(self.held.reply.clone(), verb))
+        begin(self.session.settle(self.held.reply.clone(), verb))
     }
 
     fn failed(&self, after: Duration) -> QueueFuture<'_, Result<()>> {
@@ -276,6 +284,18 @@ impl Lease for Delivered {
         // Should it not arrive, the lease ends in time.
         self.session.runtime.spawn(async move { session.settle(reply, Bytes::from_static(NAK)).await });
     }
+}
+
+/// Begins at once, so that settles that are awaited one after the other are on their way together.
+fn begin<'a>(settling: impl Future<Output = Result<()>> + Send + 'a) -> QueueFuture<'a, Result<()>> {
+    let mut settling = Box::pin(settling);
+    // Without a runtime there are no timers; then it begins when it is polled in one.
+    if Handle::try_current().is_ok()
+        && let Some(settled) = settling.as_mut().now_or_never()
+    {
+        return QueueFuture::ready(settled);
+    }
+    QueueFuture::pending(settling)
 }
 
 fn expired(fact: &'static str) -> BuqueueError {

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::future::pending;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull;
 use async_nats::{Message, StatusCode, Subscriber};
@@ -17,7 +17,7 @@ use futures_util::future::join_all;
 use futures_util::stream::SelectAll;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::config::NatsOptions;
 use crate::connection::State as LinkState;
@@ -370,7 +370,7 @@ impl Reader {
     async fn wait(&mut self, until: Option<Instant>) {
         let late = async {
             match until {
-                Some(until) => sleep_until(until.into()).await,
+                Some(until) => sleep_until(until).await,
                 None => pending().await,
             }
         };
