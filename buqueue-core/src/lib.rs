@@ -5,7 +5,7 @@
 //! * **For applications:** [`Message`], [`Delivery`], [`QueueProducer`], [`QueueConsumer`], [`Producer`],
 //!   [`Consumer`], [`DeliveryStream`], [`ShutdownHandle`], [`DlqConfig`], [`BuqueueError`].
 //! * **For backend authors:** [`driver`], the seam a broker's adapter implements, and the tools it may use:
-//!   [`Backoff`] and [`Coalescer`].
+//!   [`Backoff`], [`Coalescer`], [`Mailbox`], [`FirstFailures`] and [`percent`].
 //! * **Between the two**, private: validation, the dead letter verdict, in-flight accounting, shutdown and
 //!   streams, each written once.
 //!
@@ -21,8 +21,10 @@ mod delivery;
 mod dlq;
 pub mod driver;
 mod error;
+mod failures;
 mod future;
 mod headers;
+mod mailbox;
 mod message;
 mod observe;
 pub mod percent;
@@ -38,8 +40,10 @@ pub use consumer::{Consumer, ConsumerStats, QueueConsumer};
 pub use delivery::Delivery;
 pub use dlq::DlqConfig;
 pub use error::{BuqueueError, ErrorKind, Result};
+pub use failures::FirstFailures;
 pub use future::QueueFuture;
 pub use headers::{Headers, RESERVED_PREFIX};
+pub use mailbox::{Mailbox, Wishes};
 pub use message::{Message, MessageBuilder, MessageId};
 pub use producer::{Producer, QueueProducer};
 pub use shutdown::ShutdownHandle;

@@ -85,7 +85,10 @@ mod tests {
         }
         let mut headers = Headers::new();
         read_headers(&encoded, &mut headers);
-        assert_eq!((headers.get("a"), headers.get("b="), headers.get("c&")), (Some("1"), Some(""), Some("\n")));
+        assert_eq!(
+            (headers.get("a"), headers.get("b="), headers.get("c&")),
+            (Some("1"), Some(""), Some("\n"))
+        );
         assert_eq!(headers.len(), 3);
     }
 }
