@@ -7,7 +7,6 @@ use std::time::Duration;
 use buqueue_core::driver::{self, Closer, Received};
 use buqueue_core::{QueueFuture, Result};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
 
 use crate::config::NatsOptions;
 use crate::delay;
@@ -17,13 +16,13 @@ use crate::topology::Scheduling;
 
 /// The most messages that one request asks for.
 const BATCH_MAX: usize = 1000;
-/// How long a prompt look may take when the server does not answer.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Receives from a durable consumer.
 #[derive(Debug)]
 pub struct NatsConsumer {
     shared: Arc<Shared>,
+    /// On their way out; empty between calls.
+    taken: Vec<Held>,
     // Moves delayed messages, where the server does not. Ends with the consumer.
     _mover: JoinSet<()>,
 }
@@ -43,55 +42,39 @@ impl NatsConsumer {
         let shared = Arc::new(Shared::new(session));
         let reader = Reader::start(Arc::clone(&shared), options.clone(), scheduling, floor).await?;
         tokio::spawn(reader.run());
-        Ok(Self { shared, _mover: mover })
+        Ok(Self { shared, taken: Vec::new(), _mover: mover })
     }
 
-    fn take(&self, max: NonZeroUsize, out: &mut Vec<Received>) -> bool {
-        let before = out.len();
+    /// Whether there is time left to handle it.
+    fn is_fresh(&self) -> impl Fn(&Held) -> bool + use<> {
+        let limit = self.shared.stale_after();
+        move |held| held.received_at.elapsed() < limit
+    }
+
+    fn hand_out(&mut self, out: &mut Vec<Received>) {
         let session = self.shared.session();
-        self.shared.take(max.get(), |held: Held| {
+        out.extend(self.taken.drain(..).map(|held| {
             let delivery_count = held.info.delivered.max(1);
             let first_failed_at =
                 (delivery_count > 1).then(|| session.first_failure(held.info.stream_sequence));
             let lease = Delivered::new(Arc::clone(session), held);
-            out.push(Received { lease, index: 0, delivery_count, first_failed_at });
-        });
-        out.len() > before
+            Received { lease, index: 0, delivery_count, first_failed_at }
+        }));
     }
 }
 
 impl driver::Consumer for NatsConsumer {
     fn fetch_ready(&mut self, max: NonZeroUsize, out: &mut Vec<Received>) -> Result<()> {
-        self.take(max, out);
+        self.shared.mailbox().take(max.get(), self.is_fresh(), &mut self.taken);
+        self.hand_out(out);
         Ok(())
     }
 
     async fn fetch(&mut self, max: NonZeroUsize, wait: Duration, out: &mut Vec<Received>) -> Result<()> {
-        if self.shared.is_closed() || self.take(max, out) {
-            return Ok(());
-        }
-        let demand = self.shared.demand(max.get().min(BATCH_MAX), wait.is_zero());
-        let deadline = Instant::now() + if wait.is_zero() { LOOK_TIMEOUT } else { wait };
-        loop {
-            // The end first: what comes in after it is for the next call.
-            let over = demand.is_over();
-            if self.take(max, out) {
-                return Ok(());
-            }
-            if let Some(failure) = demand.take_failure() {
-                return Err(failure);
-            }
-            if over {
-                return Ok(());
-            }
-            tokio::select! {
-                () = demand.woken() => {}
-                () = sleep_until(deadline) => {
-                    self.take(max, out);
-                    return Ok(());
-                }
-            }
-        }
+        let max = max.get().min(BATCH_MAX);
+        let fetched = self.shared.mailbox().fetch(max, wait, self.is_fresh(), &mut self.taken).await;
+        self.hand_out(out);
+        fetched
     }
 
     fn closer(&self) -> Arc<dyn Closer> {
@@ -101,9 +84,9 @@ impl driver::Consumer for NatsConsumer {
 
 impl Closer for Shared {
     fn close(&self) -> QueueFuture<'_, Result<()>> {
-        Self::close(self);
+        self.mailbox().close();
         QueueFuture::pending(async move {
-            self.finished().await;
+            self.mailbox().finished().await;
             Ok(())
         })
     }
@@ -111,6 +94,6 @@ impl Closer for Shared {
 
 impl Drop for NatsConsumer {
     fn drop(&mut self) {
-        self.shared.close();
+        self.shared.mailbox().close();
     }
 }

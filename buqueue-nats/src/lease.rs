@@ -1,6 +1,5 @@
 //! What settles deliveries: the session that a consumer and its deliveries share, and the lease on one message.
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -9,7 +8,7 @@ use std::time::Duration;
 use async_nats::header::HeaderMap;
 use async_nats::{StatusCode, Subject};
 use buqueue_core::driver::Lease;
-use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, QueueFuture, Result};
+use buqueue_core::{BuqueueError, ErrorKind, FirstFailures, Message, MessageId, QueueFuture, Result};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
@@ -28,8 +27,6 @@ const WPI: &[u8] = b"+WPI";
 const SECOND_TRY: Duration = Duration::from_secs(2);
 /// The server counts in nanoseconds, in 63 bits.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-/// How many first failures are remembered; of others, the time of the redelivery is told.
-const FAILURES_MAX: usize = 10_000;
 
 /// What a consumer and its deliveries share. Outlives the consumer.
 pub(crate) struct Session {
@@ -37,38 +34,13 @@ pub(crate) struct Session {
     requests: Requests,
     pub(crate) ack_wait: Duration,
     plain: bool,
-    failures: Mutex<Failures>,
+    failures: FirstFailures<u64>,
     runtime: Handle,
 }
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session").field("ack_wait", &self.ack_wait).finish_non_exhaustive()
-    }
-}
-
-/// When messages failed for the first time, as far as this process knows: the server does not keep it.
-#[derive(Debug, Default)]
-struct Failures {
-    times: HashMap<u64, DateTime<Utc>>,
-    order: VecDeque<u64>,
-}
-
-impl Failures {
-    /// The time of the first failure, which is now unless it is known already.
-    fn first(&mut self, sequence: u64) -> DateTime<Utc> {
-        if let Some(time) = self.times.get(&sequence) {
-            return *time;
-        }
-        let now = Utc::now();
-        self.times.insert(sequence, now);
-        self.order.push_back(sequence);
-        while self.order.len() > FAILURES_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.times.remove(&oldest);
-            }
-        }
-        now
     }
 }
 
@@ -80,7 +52,7 @@ impl Session {
         plain: bool,
     ) -> Result<Self> {
         let requests = Requests::start(&link, timeout).await?;
-        let failures = Mutex::default();
+        let failures = FirstFailures::default();
         Ok(Self { link, requests, ack_wait, plain, failures, runtime: Handle::current() })
     }
 
@@ -92,7 +64,7 @@ impl Session {
 
     /// The time of the first failure, which is now unless it is known already.
     pub(crate) fn first_failure(&self, sequence: u64) -> DateTime<Utc> {
-        lock(&self.failures).first(sequence)
+        self.failures.of(&sequence)
     }
 
     /// Settles, and waits for the server's word unless that is not wanted.

@@ -4,25 +4,24 @@
 //! waits is cancelled when nobody waits here any more, by leaving its subscription, so that no message comes to a
 //! consumer that does not look.
 
-use std::collections::VecDeque;
 use std::future::pending;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull;
 use async_nats::{Message, StatusCode, Subscriber};
-use buqueue_core::{BuqueueError, ErrorKind, Result};
+use buqueue_core::{BuqueueError, ErrorKind, Mailbox, Result};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::SelectAll;
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::config::NatsOptions;
 use crate::connection::State as LinkState;
 use crate::convert::{self, Info, Subjects};
-use crate::lease::{Held, Session, lock};
+use crate::lease::{Held, Session};
 use crate::topology::{self, Scheduling};
 
 /// How long a pull waits at the server, and how often the server says that it still does.
@@ -44,150 +43,25 @@ const DRAIN: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct Shared {
     session: Arc<Session>,
-    buffer: Mutex<Buffer>,
-    /// For the reader: somebody wants something.
-    wanted: Notify,
-    /// For the consumer: something came.
-    arrived: Notify,
-    finished: watch::Sender<bool>,
-}
-
-#[derive(Debug, Default)]
-struct Buffer {
-    ready: VecDeque<Held>,
-    /// How many messages somebody waits for.
-    demand: usize,
-    demand_ended: Option<Instant>,
-    /// Looks asked for, and looks done.
-    looks: u64,
-    looked: u64,
-    /// Calls of `fetch`, each of which may try again what failed.
-    calls: u64,
-    failure: Option<BuqueueError>,
-    closed: bool,
-    /// How many messages to hold ready; grows while the consumer is fast.
-    ahead: usize,
-    emptied: bool,
-    last_take: Option<Instant>,
+    mailbox: Mailbox<Held>,
 }
 
 impl Shared {
     pub(crate) fn new(session: Arc<Session>) -> Self {
-        let buffer = Mutex::new(Buffer { ahead: 1, ..Buffer::default() });
-        let (finished, _) = watch::channel(false);
-        Self { session, buffer, wanted: Notify::new(), arrived: Notify::new(), finished }
+        Self { session, mailbox: Mailbox::default() }
     }
 
     pub(crate) fn session(&self) -> &Arc<Session> {
         &self.session
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        lock(&self.buffer).closed
-    }
-
-    pub(crate) fn close(&self) {
-        lock(&self.buffer).closed = true;
-        self.wanted.notify_one();
-        self.arrived.notify_waiters();
-    }
-
-    pub(crate) async fn finished(&self) {
-        // The sender is here: it cannot be gone.
-        let mut finished = self.finished.subscribe();
-        let _always_ok = finished.wait_for(|finished| *finished).await.is_ok();
-    }
-
-    /// Hands out what is ready. What has waited for most of its lease is left to the reader to give back.
-    pub(crate) fn take(&self, max: usize, mut hand_out: impl FnMut(Held)) {
-        let stale = self.stale_after();
-        let mut wake = false;
-        let mut taken = 0;
-        let mut out = Vec::new();
-        {
-            let mut buffer = lock(&self.buffer);
-            if buffer.closed {
-                return;
-            }
-            while taken < max {
-                match buffer.ready.front() {
-                    Some(held) if held.received_at.elapsed() < stale => {
-                        out.extend(buffer.ready.pop_front());
-                        taken += 1;
-                    }
-                    _ => break,
-                }
-            }
-            if taken > 0 {
-                buffer.last_take = Some(Instant::now());
-                let low = buffer.ready.len() <= buffer.ahead / 2;
-                wake = low && buffer.ahead > 1;
-                buffer.emptied |= buffer.ready.is_empty();
-            }
-        }
-        if wake {
-            self.wanted.notify_one();
-        }
-        out.into_iter().for_each(&mut hand_out);
+    pub(crate) fn mailbox(&self) -> &Mailbox<Held> {
+        &self.mailbox
     }
 
     /// How old a message may be when it is handed out, so that there is time left to handle it.
-    fn stale_after(&self) -> Duration {
+    pub(crate) fn stale_after(&self) -> Duration {
         self.session.ack_wait * 3 / 4
-    }
-
-    /// Says that somebody waits, until the guard is dropped. `look`: for one prompt answer only.
-    pub(crate) fn demand(&self, max: usize, look: bool) -> Demand<'_> {
-        let mut buffer = lock(&self.buffer);
-        buffer.calls += 1;
-        let look = if look {
-            buffer.looks += 1;
-            Some((buffer.looks, max))
-        } else {
-            buffer.demand = max;
-            None
-        };
-        if let Some((_, max)) = look {
-            buffer.demand = buffer.demand.max(max);
-        }
-        buffer.failure = None;
-        drop(buffer);
-        self.wanted.notify_one();
-        Demand { shared: self, look: look.map(|(number, _)| number) }
-    }
-}
-
-/// Somebody waits.
-#[derive(Debug)]
-pub(crate) struct Demand<'a> {
-    shared: &'a Shared,
-    look: Option<u64>,
-}
-
-impl Demand<'_> {
-    /// Whether there is nothing more to wait for.
-    pub(crate) fn is_over(&self) -> bool {
-        let buffer = lock(&self.shared.buffer);
-        buffer.closed || self.look.is_some_and(|look| buffer.looked >= look)
-    }
-
-    pub(crate) fn take_failure(&self) -> Option<BuqueueError> {
-        lock(&self.shared.buffer).failure.take()
-    }
-
-    /// Something has come, or has happened. One consumer waits at a time, so no word is lost.
-    pub(crate) async fn woken(&self) {
-        self.shared.arrived.notified().await;
-    }
-}
-
-impl Drop for Demand<'_> {
-    fn drop(&mut self) {
-        let mut buffer = lock(&self.shared.buffer);
-        buffer.demand = 0;
-        buffer.demand_ended = Some(Instant::now());
-        drop(buffer);
-        self.shared.wanted.notify_one();
     }
 }
 
@@ -221,6 +95,10 @@ pub(crate) struct Reader {
     /// The call of `fetch` after which the last failure was reported; the next one tries again.
     failed_at_call: Option<u64>,
     average_size: usize,
+    /// How many messages to hold ready; grows while the consumer is fast.
+    ahead: usize,
+    /// How many had been taken when it grew last.
+    grown_at: u64,
     link: watch::Receiver<LinkState>,
 }
 
@@ -258,6 +136,8 @@ impl Reader {
             pull: None,
             failed_at_call: None,
             average_size: 0,
+            ahead: 1,
+            grown_at: 0,
             link,
             options,
         })
@@ -274,7 +154,7 @@ impl Reader {
             self.give_back_what_is_stale().await;
         }
         self.finish().await;
-        self.shared.finished.send_replace(true);
+        self.shared.mailbox.finish();
     }
 
     /// What is to be done now.
@@ -286,46 +166,39 @@ impl Reader {
                 self.end_pull();
             }
         }
-        let buffer = lock(&self.shared.buffer);
-        if buffer.closed {
+        let wishes = self.shared.mailbox.wishes();
+        if wishes.closed {
             return Step::Stop;
         }
-        let tried = self.failed_at_call == Some(buffer.calls);
-        let up = self.link.borrow().up;
-        let demanded = buffer.demand.saturating_sub(buffer.ready.len());
-        let fast = buffer.last_take.is_some_and(|taken| now.duration_since(taken) < FAST);
-        let looks = buffer.looks;
-        let looking = looks > buffer.looked;
-        if up && !tried {
-            let target = buffer.demand.max(if fast { buffer.ahead } else { 1 });
-            let batch = target.saturating_sub(buffer.ready.len()).max(1);
+        let fast = wishes.last_take.is_some_and(|taken| now.duration_since(taken) < FAST);
+        let tried = self.failed_at_call == Some(wishes.calls);
+        if self.link.borrow().up && !tried {
+            let target = wishes.demand.max(if fast { self.ahead } else { 1 });
+            let batch = target.saturating_sub(wishes.ready).max(1);
+            let (looks, low) = (wishes.looks, wishes.ready <= self.ahead / 2);
             match &self.pull {
                 // A look is answered by the server at once, also while an older pull waits.
-                Some(pull) if looking && pull.waits => return Step::Leave,
+                Some(pull) if wishes.is_looking() && pull.waits => return Step::Leave,
                 Some(_) => {}
-                None if looking => return Step::Pull { batch, waits: false, looks },
-                None if demanded > 0 => return Step::Pull { batch, waits: true, looks },
-                None if fast && buffer.ahead > 1 && buffer.ready.len() <= buffer.ahead / 2 => {
-                    return Step::Pull { batch, waits: false, looks };
-                }
+                None if wishes.is_looking() => return Step::Pull { batch, waits: false, looks },
+                None if wishes.demand > wishes.ready => return Step::Pull { batch, waits: true, looks },
+                None if fast && self.ahead > 1 && low => return Step::Pull { batch, waits: false, looks },
                 None => {}
             }
         }
-        // Nobody waits any more for what the pull would bring.
         let mut until = self
             .pull
             .as_ref()
             .map(|pull| pull.until.min(pull.heard + if pull.waits { SILENCE } else { LOOK_SILENCE }));
-        if buffer.demand == 0 && self.pull.as_ref().is_some_and(|pull| pull.waits) {
-            match buffer.demand_ended {
-                Some(ended) if now.duration_since(ended) < GRACE => {
-                    until = Some(until.map_or(ended + GRACE, |until| until.min(ended + GRACE)));
-                }
+        // Nobody waits any more for what the pull would bring.
+        if wishes.demand == 0 && self.pull.as_ref().is_some_and(|pull| pull.waits) {
+            match wishes.demand_ended.map(|ended| ended + GRACE) {
+                Some(graced) if now < graced => until = Some(until.map_or(graced, |until| until.min(graced))),
                 _ => return Step::Leave,
             }
         }
-        if let Some(oldest) = buffer.ready.front() {
-            let stale = oldest.received_at + self.shared.stale_after();
+        if let Some(oldest) = self.shared.mailbox.first(|held| held.received_at) {
+            let stale = oldest + self.shared.stale_after();
             until = Some(until.map_or(stale, |until| until.min(stale)));
         }
         Step::Wait { until }
@@ -333,7 +206,7 @@ impl Reader {
 
     async fn ask(&mut self, batch: usize, waits: bool, looks: u64) {
         let most = READ_AHEAD_BYTES / self.average_size.max(1);
-        let demand = lock(&self.shared.buffer).demand.max(1);
+        let demand = self.shared.mailbox.wishes().demand.max(1);
         let batch = batch.min(most.max(demand)).min(self.options.read_ahead.max(demand));
         self.pulls += 1;
         let config = if waits {
@@ -389,18 +262,18 @@ impl Reader {
                 // The client is closed for good.
                 None => {
                     self.fail(BuqueueError::new(ErrorKind::ConnectionLost, "the connection is closed"));
-                    self.shared.wanted.notified().await;
+                    self.shared.mailbox.changed().await;
                 }
             },
             message = left_over => self.take_in(message).await,
-            () = self.shared.wanted.notified() => {}
+            () = self.shared.mailbox.changed() => {}
             () = late => {}
             changed = self.link.changed() => {
                 if changed.is_ok() {
                     // What was asked for on the connection before is forgotten by the server.
                     self.pull = None;
                 } else {
-                    self.shared.wanted.notified().await;
+                    self.shared.mailbox.changed().await;
                 }
             }
         }
@@ -438,22 +311,25 @@ impl Reader {
         }
         self.average_size = (self.average_size * 7 + message.length.max(message.payload.len())) / 8;
         let held = Held::new(convert::incoming(message, &self.subjects), reply, info);
-        let filled = self.pull.as_ref().is_some_and(|pull| pull.left == 0);
-        {
-            let mut buffer = lock(&self.shared.buffer);
-            if info.delivered > 1 {
-                // What fails may kill its process, and blame what was read ahead.
-                buffer.ahead = 1;
-            } else if filled && buffer.emptied {
-                buffer.ahead = (buffer.ahead * 2).max(buffer.demand).min(self.options.read_ahead);
-                buffer.emptied = false;
-            }
-            buffer.ready.push_back(held);
+        if info.delivered > 1 {
+            // What fails may kill its process, and blame what was read ahead.
+            self.ahead = 1;
         }
-        if filled {
+        self.shared.mailbox.push(held);
+        if self.pull.as_ref().is_some_and(|pull| pull.left == 0) {
+            self.grow();
             self.end_pull();
         }
-        self.shared.arrived.notify_one();
+    }
+
+    /// A pull was filled: when what the last ones brought has been taken, the next may bring more.
+    fn grow(&mut self) {
+        let wishes = self.shared.mailbox.wishes();
+        let taken = usize::try_from(wishes.taken - self.grown_at).unwrap_or(usize::MAX);
+        if taken >= self.ahead {
+            self.ahead = (self.ahead * 2).max(wishes.demand).min(self.options.read_ahead);
+            self.grown_at = wishes.taken;
+        }
     }
 
     /// What the server says about a pull.
@@ -507,21 +383,15 @@ impl Reader {
 
     fn fail(&mut self, error: BuqueueError) {
         self.end_pull();
-        let mut buffer = lock(&self.shared.buffer);
-        self.failed_at_call = Some(buffer.calls);
-        buffer.failure = Some(error);
-        drop(buffer);
-        self.shared.arrived.notify_one();
+        self.failed_at_call = Some(self.shared.mailbox.wishes().calls);
+        self.shared.mailbox.fail(error);
     }
 
     /// The pull is answered in full.
     fn end_pull(&mut self) {
         let Some(pull) = self.pull.take() else { return };
         if !pull.waits {
-            let mut buffer = lock(&self.shared.buffer);
-            buffer.looked = buffer.looked.max(pull.looks);
-            drop(buffer);
-            self.shared.arrived.notify_one();
+            self.shared.mailbox.answer(pull.looks);
         }
     }
 
@@ -543,13 +413,9 @@ impl Reader {
     /// Gives back what nobody takes while there is still time for others.
     async fn give_back_what_is_stale(&mut self) {
         let limit = self.shared.stale_after();
-        let mut stale = Vec::new();
-        {
-            let mut buffer = lock(&self.shared.buffer);
-            while buffer.ready.front().is_some_and(|held| held.received_at.elapsed() >= limit) {
-                stale.extend(buffer.ready.pop_front());
-                buffer.ahead = 1;
-            }
+        let stale = self.shared.mailbox.take_back(|held| held.received_at.elapsed() >= limit);
+        if !stale.is_empty() {
+            self.ahead = 1;
         }
         self.give_back(stale).await;
     }
@@ -574,7 +440,7 @@ impl Reader {
             };
             drop(timeout(DRAIN / 2, draining).await);
         }
-        let left: Vec<Held> = lock(&self.shared.buffer).ready.drain(..).collect();
+        let left = self.shared.mailbox.take_back(|_| true);
         self.give_back(left).await;
     }
 }
