@@ -1,0 +1,52 @@
+//! How a connection is made.
+
+use std::sync::Arc;
+
+use buqueue_core::{BuqueueError, ErrorKind, Result};
+use lapin::tcp::OwnedTLSConfig;
+use lapin::uri::AMQPUri;
+use lapin::{Connection, ConnectionProperties};
+use tokio::time::timeout;
+
+use crate::config::RabbitMqOptions;
+use crate::error;
+
+/// Knows where the broker is.
+#[derive(Debug, Clone)]
+pub(crate) struct Connector {
+    pub(crate) options: Arc<RabbitMqOptions>,
+}
+
+impl Connector {
+    /// Validates.
+    pub(crate) fn new(options: &RabbitMqOptions) -> Result<Self> {
+        options.validate()?;
+        Ok(Self { options: Arc::new(options.clone()) })
+    }
+
+    /// A connection, within the connection timeout.
+    pub(crate) async fn connect(&self) -> Result<Connection> {
+        let uri = self.options.validate()?;
+        let limit = self.options.config.connection_timeout;
+        let vhost = uri.vhost.clone();
+        match timeout(limit, self.connecting(uri)).await {
+            Ok(connected) => connected.map_err(|error| error::connecting(error, &vhost)),
+            Err(_) => {
+                let fact = format!("no broker answered within {limit:?}");
+                Err(BuqueueError::new(ErrorKind::ConnectionLost, fact))
+            }
+        }
+    }
+
+    async fn connecting(&self, uri: AMQPUri) -> lapin::Result<Connection> {
+        let properties = ConnectionProperties::default().with_connection_name("buqueue".into());
+        if !RabbitMqOptions::is_tls(&uri) {
+            return Connection::connect_uri(uri, properties).await;
+        }
+        // Two crypto providers in one program make the client panic. That one is installed already is fine.
+        let _installed_before = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let config = OwnedTLSConfig { identity: None, cert_chain: self.options.root_certificates.clone() };
+        let runtime = lapin::runtime::default_runtime()?;
+        Connection::connect_uri_with_config(uri, properties, config, runtime).await
+    }
+}

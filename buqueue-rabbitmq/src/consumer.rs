@@ -1,0 +1,74 @@
+//! The receiving half.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use buqueue_core::driver::{self, Closer, Received};
+use buqueue_core::{Mailbox, QueueFuture, Result};
+
+use crate::connection::Connector;
+use crate::lease::{Delivered, Held, Session};
+use crate::reader::{Reader, Shared};
+
+/// Receives from a queue.
+#[derive(Debug)]
+pub struct RabbitMqConsumer {
+    shared: Arc<Shared>,
+    /// On their way out; empty between calls.
+    taken: Vec<Held>,
+}
+
+impl RabbitMqConsumer {
+    /// Starts the reader, which ends when the consumer is closed or dropped.
+    pub(crate) async fn start(session: Arc<Session>, connector: Connector) -> Result<Self> {
+        let shared = Arc::new(Shared { session, mailbox: Mailbox::default() });
+        let reader = Reader::start(Arc::clone(&shared), connector).await?;
+        tokio::spawn(reader.run());
+        Ok(Self { shared, taken: Vec::new() })
+    }
+
+    fn hand_out(&mut self, out: &mut Vec<Received>) {
+        let session = &self.shared.session;
+        out.extend(self.taken.drain(..).filter(|held| held.epoch.is_alive()).map(|held| {
+            let delivery_count = held.story.failures.saturating_add(1);
+            let first_failed_at = Delivered::first_failed_at(session, &held);
+            let lease = Delivered::new(Arc::clone(session), held);
+            Received { lease, index: 0, delivery_count, first_failed_at }
+        }));
+    }
+}
+
+impl driver::Consumer for RabbitMqConsumer {
+    fn fetch_ready(&mut self, max: NonZeroUsize, out: &mut Vec<Received>) -> Result<()> {
+        self.shared.mailbox.take(max.get(), |_| true, &mut self.taken);
+        self.hand_out(out);
+        Ok(())
+    }
+
+    async fn fetch(&mut self, max: NonZeroUsize, wait: Duration, out: &mut Vec<Received>) -> Result<()> {
+        let fetched = self.shared.mailbox.fetch(max.get(), wait, |_| true, &mut self.taken).await;
+        self.hand_out(out);
+        fetched
+    }
+
+    fn closer(&self) -> Arc<dyn Closer> {
+        Arc::clone(&self.shared) as Arc<dyn Closer>
+    }
+}
+
+impl Closer for Shared {
+    fn close(&self) -> QueueFuture<'_, Result<()>> {
+        self.mailbox.close();
+        QueueFuture::pending(async move {
+            self.mailbox.finished().await;
+            Ok(())
+        })
+    }
+}
+
+impl Drop for RabbitMqConsumer {
+    fn drop(&mut self) {
+        self.shared.mailbox.close();
+    }
+}

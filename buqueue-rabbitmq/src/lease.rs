@@ -1,0 +1,303 @@
+//! What settles deliveries: the session that a consumer and its deliveries share, the channel that they came on, and
+//! the lease on one message.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use buqueue_core::driver::Lease;
+use buqueue_core::{
+    BuqueueError, Coalescer, ErrorKind, FirstFailures, Message, MessageId, QueueFuture, Result,
+};
+use chrono::{DateTime, Utc};
+use lapin::options::{BasicAckOptions, BasicRejectOptions};
+use lapin::{Channel, Connection};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+use crate::config::QueueType;
+use crate::convert::Story;
+use crate::publisher::Publisher;
+
+/// Settles that go to the connection together.
+const SETTLES_AT_ONCE: usize = 1000;
+
+/// What a consumer and its deliveries share. Outlives the consumer.
+pub(crate) struct Session {
+    pub(crate) publisher: Publisher,
+    pub(crate) queue_type: QueueType,
+    failures: FirstFailures<String>,
+    runtime: Handle,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("queue_type", &self.queue_type).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    pub(crate) fn new(publisher: Publisher, queue_type: QueueType) -> Self {
+        Self { publisher, queue_type, failures: FirstFailures::default(), runtime: Handle::current() }
+    }
+}
+
+/// One settle on its way to the channel.
+#[derive(Debug, Clone, Copy)]
+enum Settle {
+    Ack(u64),
+    Requeue(u64),
+}
+
+/// A channel that is consumed from. Its deliveries can be settled on it alone.
+pub(crate) struct Epoch {
+    pub(crate) channel: Channel,
+    // Closes when nobody needs the channel any more.
+    _connection: Connection,
+    /// Delivered on this channel and not settled.
+    outstanding: Arc<Mutex<BTreeSet<u64>>>,
+    count: Arc<AtomicUsize>,
+    settles: Coalescer<Settle, ()>,
+}
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Epoch").field("channel", &self.channel.id()).finish_non_exhaustive()
+    }
+}
+
+impl Epoch {
+    pub(crate) fn new(connection: Connection, channel: Channel, limit: Duration) -> Self {
+        let outstanding = Arc::new(Mutex::new(BTreeSet::new()));
+        let count = Arc::new(AtomicUsize::new(0));
+        let worker = Worker {
+            channel: channel.clone(),
+            outstanding: Arc::clone(&outstanding),
+            count: Arc::clone(&count),
+            limit,
+        };
+        let worker = Arc::new(worker);
+        let settles = Coalescer::spawn(SETTLES_AT_ONCE, move |items| {
+            let worker = Arc::clone(&worker);
+            async move { worker.flush(items).await }
+        });
+        Self { channel, _connection: connection, outstanding, count, settles }
+    }
+
+    /// A delivery has come. In the order of their tags.
+    pub(crate) fn delivered(&self, tag: u64) {
+        lock(&self.outstanding).insert(tag);
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many deliveries are not settled.
+    pub(crate) fn unsettled(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.channel.status().connected()
+    }
+
+    fn settle(&self, settle: Settle) -> impl Future<Output = Result<()>> + Send + use<> {
+        self.settles.submit(settle)
+    }
+
+    pub(crate) fn ack(&self, tag: u64) -> impl Future<Output = Result<()>> + Send + use<> {
+        self.settle(Settle::Ack(tag))
+    }
+
+    pub(crate) fn requeue(&self, tag: u64) -> impl Future<Output = Result<()>> + Send + use<> {
+        self.settle(Settle::Requeue(tag))
+    }
+}
+
+/// Writes settles to the channel, one after the other.
+struct Worker {
+    channel: Channel,
+    outstanding: Arc<Mutex<BTreeSet<u64>>>,
+    count: Arc<AtomicUsize>,
+    limit: Duration,
+}
+
+impl Worker {
+    async fn flush(&self, items: Vec<Settle>) -> Vec<Result<()>> {
+        self.count.fetch_sub(items.len(), Ordering::Relaxed);
+        let written = match timeout(self.limit, self.write(&items)).await {
+            Ok(Ok(())) if self.channel.status().connected() => true,
+            // The broker gives to others what was not settled on a channel that is gone.
+            _ => false,
+        };
+        items.iter().map(|_| if written { Ok(()) } else { Err(expired()) }).collect()
+    }
+
+    /// Acks what can be acked with one frame with one: all deliveries up to a tag, when nothing below it is open.
+    async fn write(&self, items: &[Settle]) -> lapin::Result<()> {
+        let (together, single, requeued) = self.sort(items);
+        for tag in requeued {
+            // Not `basic.nack`: from 4.3 on the broker does not count that as a failed attempt.
+            self.channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await?;
+        }
+        if let Some((tag, count)) = together {
+            self.channel.basic_ack(tag, BasicAckOptions { multiple: count > 1 }).await?;
+        }
+        for tag in single {
+            self.channel.basic_ack(tag, BasicAckOptions::default()).await?;
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::type_complexity, reason = "three lists that are used at once")]
+    fn sort(&self, items: &[Settle]) -> (Option<(u64, usize)>, Vec<u64>, Vec<u64>) {
+        let (mut acks, mut requeued) = (Vec::with_capacity(items.len()), Vec::new());
+        let mut outstanding = lock(&self.outstanding);
+        for item in items {
+            match *item {
+                Settle::Ack(tag) => {
+                    outstanding.remove(&tag);
+                    acks.push(tag);
+                }
+                Settle::Requeue(tag) => {
+                    outstanding.remove(&tag);
+                    requeued.push(tag);
+                }
+            }
+        }
+        let lowest_open = outstanding.first().copied().unwrap_or(u64::MAX);
+        drop(outstanding);
+        acks.sort_unstable();
+        let single = acks.split_off(acks.partition_point(|tag| *tag < lowest_open));
+        (acks.last().map(|tag| (*tag, acks.len())), single, requeued)
+    }
+}
+
+/// A message that was delivered.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) message: Message,
+    pub(crate) id: String,
+    pub(crate) story: Story,
+    pub(crate) tag: u64,
+    pub(crate) epoch: Arc<Epoch>,
+}
+
+/// The lease on one message.
+pub(crate) struct Delivered {
+    session: Arc<Session>,
+    held: Held,
+    own: Weak<Self>,
+}
+
+impl Delivered {
+    pub(crate) fn new(session: Arc<Session>, held: Held) -> Arc<Self> {
+        Arc::new_cyclic(|own| Self { session, held, own: own.clone() })
+    }
+
+    fn failing(&self, after: Duration) -> impl Future<Output = Result<()>> + Send + use<> {
+        // Whoever calls this holds it.
+        let own = self.own.upgrade();
+        async move {
+            match own {
+                Some(own) => own.fail(after).await,
+                None => Err(expired()),
+            }
+        }
+    }
+
+    /// When it failed first, if it has.
+    pub(crate) fn first_failed_at(session: &Session, held: &Held) -> Option<DateTime<Utc>> {
+        let failed = held.story.failures > 0;
+        failed.then(|| held.story.first_failed_at.unwrap_or_else(|| session.failures.of(&held.id)))
+    }
+
+    /// The story of the copy that takes its place.
+    fn next_story(&self) -> Story {
+        let first_failed_at = Self::first_failed_at(&self.session, &self.held);
+        Story {
+            failures: self.held.story.failures.saturating_add(1),
+            first_failed_at: Some(first_failed_at.unwrap_or_else(|| self.session.failures.of(&self.held.id))),
+        }
+    }
+
+    /// Makes it visible again after a while, counted. Carried to its end even when nobody waits for it.
+    async fn fail(self: Arc<Self>, after: Duration) -> Result<()> {
+        let held = &self.held;
+        if !held.epoch.is_alive() {
+            return Err(expired());
+        }
+        if after.is_zero() && self.session.queue_type == QueueType::Quorum {
+            self.session.failures.of(&held.id);
+            return held.epoch.requeue(held.tag).await;
+        }
+        let runtime = self.session.runtime.clone();
+        let replacing = runtime.spawn(async move {
+            let replaced = self.replace(after).await;
+            if replaced.is_err() {
+                // Otherwise it would stay ours for as long as the channel lives.
+                drop(self.held.epoch.requeue(self.held.tag).await);
+            }
+            replaced
+        });
+        replacing.await.unwrap_or_else(|_| Err(expired()))
+    }
+
+    /// Puts a copy with the count into the queue, at once.
+    pub(crate) async fn recount(&self) -> Result<()> {
+        self.replace(Duration::ZERO).await
+    }
+
+    /// Publishes a copy with the count, and then acks the original.
+    async fn replace(&self, after: Duration) -> Result<()> {
+        let (held, publisher) = (&self.held, &self.session.publisher);
+        let route = if after.is_zero() {
+            publisher.route_to_queue()
+        } else {
+            publisher.route_to_queue_later(after.min(crate::delay::LONGEST)).await?
+        };
+        publisher.publish(&held.message, &held.id, &route, self.next_story()).await?;
+        held.epoch.ack(held.tag).await
+    }
+}
+
+impl Lease for Delivered {
+    fn message(&self, _index: u32) -> &Message {
+        &self.held.message
+    }
+
+    fn message_id(&self, _index: u32) -> MessageId {
+        self.held.id.as_str().into()
+    }
+
+    fn ack(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
+        QueueFuture::pending(self.held.epoch.ack(self.held.tag))
+    }
+
+    fn nack(&self, _index: u32, after: Duration) -> QueueFuture<'_, Result<()>> {
+        QueueFuture::pending(self.failing(after))
+    }
+
+    fn release(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
+        QueueFuture::pending(self.held.epoch.requeue(self.held.tag))
+    }
+
+    fn extend(&self, _index: u32, _by: Duration) -> QueueFuture<'_, Result<()>> {
+        // There is no time limit but that of the channel.
+        QueueFuture::ready(if self.held.epoch.is_alive() { Ok(()) } else { Err(expired()) })
+    }
+
+    fn abandon(&self, _index: u32) {
+        // Should it fail, the channel is gone, and the broker gives it to others by itself.
+        self.session.runtime.spawn(self.failing(Duration::ZERO));
+    }
+}
+
+fn expired() -> BuqueueError {
+    BuqueueError::new(ErrorKind::LeaseExpired, "the channel that it was delivered on is closed")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that panics runs under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,364 @@
+//! The task that consumes, and keeps what came until it is taken.
+//!
+//! The broker pushes messages, as many as the prefetch allows. Those that wait here are counted as failed when this
+//! process dies, although no handler saw them; so the prefetch is earned: it begins with what is asked for, doubles
+//! while the consumer is fast, and begins anew when something failed.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use buqueue_core::{BuqueueError, ErrorKind, Mailbox, Result};
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use lapin::message::Delivery;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::config::{QueueType, RabbitMqOptions, short};
+use crate::connection::Connector;
+use crate::convert;
+use crate::error;
+use crate::lease::{Epoch, Held, Session};
+use crate::topology;
+
+/// A consumer that nobody has polled for this long stops taking messages from others.
+const IDLE: Duration = Duration::from_millis(200);
+/// A prompt look waits this long for a message that the broker has.
+const LOOK: Duration = Duration::from_millis(60);
+/// How long closing waits.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// What the reader and its consumer share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) session: Arc<Session>,
+    pub(crate) mailbox: Mailbox<Held>,
+}
+
+/// A subscription.
+struct Subscription {
+    stream: lapin::Consumer,
+    prefetch: usize,
+    since: Instant,
+    /// Cancelled: what still comes is the rest.
+    ending: bool,
+    delivered: usize,
+}
+
+/// Consumes.
+pub(crate) struct Reader {
+    shared: Arc<Shared>,
+    connector: Connector,
+    epoch: Option<Arc<Epoch>>,
+    subscription: Option<Subscription>,
+    /// What the next subscription may hold.
+    prefetch: usize,
+    failed_at_call: Option<u64>,
+}
+
+enum Step {
+    Stop,
+    Connect,
+    Subscribe { prefetch: usize },
+    Cancel,
+    Look { looks: u64 },
+    Wait { until: Option<Instant> },
+}
+
+impl Reader {
+    pub(crate) async fn start(shared: Arc<Shared>, connector: Connector) -> Result<Self> {
+        let mut reader =
+            Self { shared, connector, epoch: None, subscription: None, prefetch: 1, failed_at_call: None };
+        reader.connect().await?;
+        Ok(reader)
+    }
+
+    fn options(&self) -> &RabbitMqOptions {
+        &self.connector.options
+    }
+
+    fn most(&self) -> usize {
+        usize::from(self.options().config.prefetch_count)
+    }
+
+    pub(crate) async fn run(mut self) {
+        loop {
+            let done = match self.step() {
+                Step::Stop => break,
+                Step::Connect => self.connect().await,
+                Step::Subscribe { prefetch } => self.subscribe(prefetch).await,
+                Step::Cancel => self.cancel().await,
+                Step::Look { looks } => self.look(looks).await,
+                Step::Wait { until } => self.wait(until).await,
+            };
+            if let Err(error) = done {
+                self.fail(error);
+            }
+        }
+        self.finish().await;
+        self.shared.mailbox.finish();
+    }
+
+    /// What is to be done now.
+    fn step(&mut self) -> Step {
+        let wishes = self.shared.mailbox.wishes();
+        if wishes.closed {
+            return Step::Stop;
+        }
+        if self.failed_at_call == Some(wishes.calls) {
+            return Step::Wait { until: None };
+        }
+        let wanted = wishes.demand > wishes.ready || wishes.is_looking();
+        let Some(epoch) = self.epoch.as_ref().filter(|epoch| epoch.is_alive()) else {
+            // What came on the channel before can no longer be settled.
+            let broken = self.epoch.is_some();
+            return if wanted || broken { Step::Connect } else { Step::Wait { until: None } };
+        };
+        let unsettled = epoch.unsettled();
+        let now = Instant::now();
+        let most = self.most();
+        let Some(subscription) = &self.subscription else {
+            // Those in handlers count too, and whoever waits is to get something.
+            let prefetch = self.prefetch.max(unsettled + 1).max(wishes.demand.min(most)).min(most);
+            return if wanted && unsettled < most {
+                Step::Subscribe { prefetch }
+            } else if wishes.is_looking() {
+                Step::Look { looks: wishes.looks }
+            } else {
+                Step::Wait { until: None }
+            };
+        };
+        if subscription.ending {
+            return Step::Wait { until: None };
+        }
+        let full = unsettled >= subscription.prefetch && subscription.prefetch < most;
+        let earned = subscription.delivered >= 2 * subscription.prefetch
+            && subscription.prefetch < most
+            && self.prefetch > subscription.prefetch;
+        if (wanted && full) || earned {
+            return Step::Cancel;
+        }
+        if wishes.is_looking() {
+            return Step::Look { looks: wishes.looks };
+        }
+        if wishes.demand == 0 && wishes.ready == 0 {
+            let idle_at = wishes.demand_ended.max(wishes.last_take).unwrap_or(subscription.since) + IDLE;
+            return if now >= idle_at { Step::Cancel } else { Step::Wait { until: Some(idle_at) } };
+        }
+        Step::Wait { until: None }
+    }
+
+    async fn connect(&mut self) -> Result<()> {
+        self.subscription = None;
+        // Deliveries of the channel before are the broker's again.
+        drop(self.shared.mailbox.take_back(|held| !held.epoch.is_alive()));
+        self.epoch = None;
+        let connection = self.connector.connect().await?;
+        let limit = self.options().config.connection_timeout;
+        let preparing = async {
+            topology::declare_own(&connection, self.options()).await?;
+            let channel = connection.create_channel().await;
+            channel.map_err(|error| error::convert("a channel to consume on", error))
+        };
+        let channel = match timeout(limit, preparing).await {
+            Ok(prepared) => prepared?,
+            Err(_) => return Err(error::timed_out("declaring")),
+        };
+        self.epoch = Some(Arc::new(Epoch::new(connection, channel, self.options().operation_timeout)));
+        Ok(())
+    }
+
+    async fn subscribe(&mut self, prefetch: usize) -> Result<()> {
+        let Some(epoch) = self.epoch.clone() else { return Ok(()) };
+        let queue = short(&self.options().config.queue)?;
+        let count = u16::try_from(prefetch).unwrap_or(u16::MAX);
+        let subscribing = async {
+            epoch.channel.basic_qos(count, BasicQosOptions::default()).await?;
+            let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+            epoch.channel.basic_consume(queue, "".into(), options, arguments).await
+        };
+        match timeout(self.options().operation_timeout, subscribing).await {
+            Ok(Ok(stream)) => {
+                let since = Instant::now();
+                self.prefetch = prefetch;
+                self.subscription =
+                    Some(Subscription { stream, prefetch, since, ending: false, delivered: 0 });
+                Ok(())
+            }
+            Ok(Err(error)) => Err(self.broken("consume", error).await),
+            Err(_) => {
+                self.epoch = None;
+                Err(error::timed_out("consume"))
+            }
+        }
+    }
+
+    /// Stops the subscription; what the broker has sent before it heard of that still comes.
+    async fn cancel(&mut self) -> Result<()> {
+        let (Some(epoch), Some(subscription)) = (self.epoch.clone(), &mut self.subscription) else {
+            return Ok(());
+        };
+        let cancelling = epoch.channel.basic_cancel(subscription.stream.tag(), BasicCancelOptions::default());
+        match timeout(self.connector.options.operation_timeout, cancelling).await {
+            Ok(Ok(())) => {
+                subscription.ending = true;
+                Ok(())
+            }
+            Ok(Err(error)) => Err(self.broken("cancel", error).await),
+            Err(_) => {
+                self.epoch = None;
+                Err(error::timed_out("cancel"))
+            }
+        }
+    }
+
+    /// The channel is gone. When the queue is, it is declared with the next one.
+    async fn broken(&mut self, what: &str, error: lapin::Error) -> BuqueueError {
+        self.epoch = None;
+        self.subscription = None;
+        match error::classify(&error) {
+            ErrorKind::NotFound => error::lost(what).with_source(error),
+            _ => error::convert(what, error),
+        }
+    }
+
+    /// Waits a moment for what the broker has: with a subscription it comes by itself.
+    async fn look(&mut self, looks: u64) -> Result<()> {
+        let until = Instant::now() + LOOK;
+        let mut done = Ok(());
+        while self.subscription.is_some() && self.shared.mailbox.wishes().ready == 0 && Instant::now() < until
+        {
+            done = self.wait(Some(until)).await;
+            if done.is_err() || self.shared.mailbox.wishes().closed {
+                break;
+            }
+        }
+        if done.is_ok() {
+            self.shared.mailbox.answer(looks);
+        }
+        done
+    }
+
+    async fn wait(&mut self, until: Option<Instant>) -> Result<()> {
+        let late = async {
+            match until {
+                Some(until) => sleep_until(until).await,
+                None => pending().await,
+            }
+        };
+        let next = async {
+            match &mut self.subscription {
+                Some(subscription) => subscription.stream.next().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            delivery = next => match delivery {
+                Some(Ok(delivery)) => self.take_in(delivery).await,
+                Some(Err(error)) => Err(self.broken("consume", error).await),
+                None => self.ended(),
+            },
+            () = self.shared.mailbox.changed() => Ok(()),
+            () = late => Ok(()),
+        }
+    }
+
+    /// The subscription has ended: as we wished, or because the queue was deleted.
+    fn ended(&mut self) -> Result<()> {
+        let wished = self.subscription.take().is_some_and(|subscription| subscription.ending);
+        if wished {
+            return Ok(());
+        }
+        self.epoch = None;
+        Err(error::lost("consume"))
+    }
+
+    async fn take_in(&mut self, delivery: Delivery) -> Result<()> {
+        let Some(epoch) = self.epoch.clone() else { return Ok(()) };
+        epoch.delivered(delivery.delivery_tag);
+        let config = &self.options().config;
+        // The AMQP routing key is the message's, unless it only names the queue.
+        let own_exchange = config.exchange.as_ref().is_some_and(|own| own.name == delivery.exchange.as_str());
+        let key = Some(delivery.routing_key.as_str()).filter(|key| {
+            !key.is_empty() && (own_exchange || (delivery.exchange.as_str() != "" && !is_delay_key(key)))
+        });
+        let incoming = convert::incoming(&delivery.properties, delivery.data, key);
+        let held = Held {
+            message: incoming.message,
+            // One of a foreign message lasts as long as the delivery.
+            id: incoming.id.unwrap_or_else(convert::fresh_id),
+            story: incoming.story,
+            tag: delivery.delivery_tag,
+            epoch,
+        };
+        if delivery.redelivered && config.queue_type == QueueType::Classic {
+            return self.count(held).await;
+        }
+        let failed = held.story.failures > 0;
+        if let Some(subscription) = &mut self.subscription {
+            subscription.delivered += 1;
+            if failed {
+                self.prefetch = 1;
+            } else if subscription.delivered >= subscription.prefetch {
+                self.prefetch =
+                    (2 * subscription.prefetch).min(usize::from(config_prefetch(&self.connector)));
+            }
+        }
+        self.shared.mailbox.push(held);
+        Ok(())
+    }
+
+    /// A classic queue says that an attempt failed, and not how many did: a copy with the count takes its place,
+    /// before anybody sees it.
+    async fn count(&mut self, held: Held) -> Result<()> {
+        let epoch = Arc::clone(&held.epoch);
+        let tag = held.tag;
+        let counted = crate::lease::Delivered::new(Arc::clone(&self.shared.session), held).recount().await;
+        if counted.is_err() {
+            // It is still there: again, after the back-off.
+            drop(epoch.requeue(tag).await);
+        }
+        counted
+    }
+
+    fn fail(&mut self, error: BuqueueError) {
+        let mailbox = &self.shared.mailbox;
+        self.failed_at_call = Some(mailbox.wishes().calls);
+        mailbox.fail(error);
+    }
+
+    /// Takes what is still on its way, and gives everything back.
+    async fn finish(&mut self) {
+        let finishing = async {
+            if self.subscription.as_ref().is_some_and(|subscription| !subscription.ending) {
+                drop(self.cancel().await);
+            }
+            while let Some(subscription) = &mut self.subscription {
+                match subscription.stream.next().await {
+                    Some(Ok(delivery)) => {
+                        let Some(epoch) = &self.epoch else { break };
+                        epoch.delivered(delivery.delivery_tag);
+                        drop(epoch.requeue(delivery.delivery_tag).await);
+                    }
+                    _ => break,
+                }
+            }
+            let left = self.shared.mailbox.take_back(|_| true);
+            join_all(left.iter().map(|held| held.epoch.requeue(held.tag))).await;
+        };
+        // What cannot be given back comes back with the channel's end.
+        drop(timeout(CLOSING, finishing).await);
+    }
+}
+
+fn config_prefetch(connector: &Connector) -> u16 {
+    connector.options.config.prefetch_count
+}
+
+/// Keys of the delay levels begin with a bit.
+fn is_delay_key(key: &str) -> bool {
+    key.len() > 2 * crate::delay::LEVELS
+        && key.split('.').take(crate::delay::LEVELS).all(|word| matches!(word, "0" | "1"))
+}
