@@ -204,13 +204,17 @@ impl From<BuqueueError> for Failure {
     }
 }
 
-/// The queue and the exchange that the configuration names. `limit`: whether the queue is told not to drop messages
-/// that were delivered often, which brokers before 4.0 do not understand.
-fn own(options: &RabbitMqOptions, limit: bool) -> Result<Vec<Part>> {
+/// A limit that is none. Brokers from 4.0 on drop a message that was delivered 20 times where nothing is said, and -1,
+/// which means no limit there, makes 3.10 drop it at the first failure.
+const DELIVERY_LIMIT: i64 = 1_000_000_000;
+
+/// The queue and the exchange that the configuration names.
+fn own(options: &RabbitMqOptions) -> Result<Vec<Part>> {
     let config = &options.config;
     let mut arguments = vec![Argument::text("x-queue-type", config.queue_type.as_str())];
-    if limit && config.queue_type == QueueType::Quorum {
-        arguments.push(Argument::number("x-delivery-limit", -1));
+    if config.queue_type == QueueType::Quorum {
+        // The verdict is buqueue's.
+        arguments.push(Argument::number("x-delivery-limit", DELIVERY_LIMIT));
     }
     let mut parts = vec![Part::queue(&config.queue, options.is_durable(), arguments)];
     let Some(exchange) = &config.exchange else { return Ok(parts) };
@@ -244,22 +248,7 @@ fn own(options: &RabbitMqOptions, limit: bool) -> Result<Vec<Part>> {
 
 /// Declares the queue and the exchange, or compares them with what is there.
 pub(crate) async fn declare_own(connection: &Connection, options: &RabbitMqOptions) -> Result<()> {
-    match run(connection, &own(options, true)?).await? {
-        Ok(()) => Ok(()),
-        // Before 4.0 there is no such value, and no limit where none is set.
-        Err((_, error)) if is_unknown_limit(&error) => declare(connection, &own(options, false)?).await,
-        Err((part, error)) => refused(connection, &own(options, true)?, &part, error).await,
-    }
-}
-
-fn is_unknown_limit(error: &lapin::Error) -> bool {
-    match error.kind() {
-        lapin::ErrorKind::ProtocolError(error) => {
-            let words = error.get_message().to_string();
-            words.contains("invalid arg 'x-delivery-limit'")
-        }
-        _ => false,
-    }
+    declare(connection, &own(options)?).await
 }
 
 /// Declares, or verifies what may not be declared.
