@@ -3,17 +3,24 @@
 //! The broker pushes messages, as many as the prefetch allows. Those that wait here are counted as failed when this
 //! process dies, although no handler saw them; so the prefetch is earned: it begins with what is asked for, doubles
 //! while the consumer is fast, and begins anew when something failed.
+//!
+//! A prefetch belongs to a subscription and cannot be changed. It grows by further subscriptions on the same channel,
+//! whose deliveries are put back into the order of their tags. To cancel one is done only when the broker can have
+//! nothing on its way: what is, it takes for a failed attempt.
 
-use std::future::pending;
+use std::collections::BTreeMap;
+use std::future::{pending, ready};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use buqueue_core::{BuqueueError, ErrorKind, Mailbox, Result};
-use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::{SelectAll, once};
+use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::config::{QueueType, RabbitMqOptions, short};
@@ -37,14 +44,30 @@ pub(crate) struct Shared {
     pub(crate) mailbox: Mailbox<Held>,
 }
 
-/// A subscription.
-struct Subscription {
-    stream: lapin::Consumer,
-    prefetch: usize,
-    since: Instant,
-    /// Cancelled: what still comes is the rest.
-    ending: bool,
+type Deliveries = Pin<Box<dyn Stream<Item = Option<lapin::Result<Delivery>>> + Send + Sync>>;
+
+/// The subscriptions of one channel.
+#[derive(Default)]
+struct Subscriptions {
+    /// Each ends with a `None`.
+    streams: SelectAll<Deliveries>,
+    tags: Vec<ShortString>,
+    /// How many messages all of them together may hold.
+    granted: usize,
+    since: Option<Instant>,
+    /// Deliveries since the prefetch grew last.
     delivered: usize,
+    /// Something failed: begin anew when that can be done.
+    failed: bool,
+    /// The tag of the next delivery, less one; and what came before its turn.
+    seen: u64,
+    early: BTreeMap<u64, Delivery>,
+}
+
+impl Subscriptions {
+    fn is_empty(&self) -> bool {
+        self.tags.is_empty()
+    }
 }
 
 /// Consumes.
@@ -52,9 +75,7 @@ pub(crate) struct Reader {
     shared: Arc<Shared>,
     connector: Connector,
     epoch: Option<Arc<Epoch>>,
-    subscription: Option<Subscription>,
-    /// What the next subscription may hold.
-    prefetch: usize,
+    subscriptions: Subscriptions,
     failed_at_call: Option<u64>,
 }
 
@@ -69,8 +90,13 @@ enum Step {
 
 impl Reader {
     pub(crate) async fn start(shared: Arc<Shared>, connector: Connector) -> Result<Self> {
-        let mut reader =
-            Self { shared, connector, epoch: None, subscription: None, prefetch: 1, failed_at_call: None };
+        let mut reader = Self {
+            shared,
+            connector,
+            epoch: None,
+            subscriptions: Subscriptions::default(),
+            failed_at_call: None,
+        };
         reader.connect().await?;
         Ok(reader)
     }
@@ -116,42 +142,40 @@ impl Reader {
             let broken = self.epoch.is_some();
             return if wanted || broken { Step::Connect } else { Step::Wait { until: None } };
         };
-        let unsettled = epoch.unsettled();
-        let now = Instant::now();
-        let most = self.most();
-        let Some(subscription) = &self.subscription else {
-            // Those in handlers count too, and whoever waits is to get something.
-            let prefetch = self.prefetch.max(unsettled + 1).max(wishes.demand.min(most)).min(most);
-            return if wanted && unsettled < most {
-                Step::Subscribe { prefetch }
-            } else if wishes.is_looking() {
-                Step::Look { looks: wishes.looks }
-            } else {
-                Step::Wait { until: None }
+        let (unsettled, most, now) = (epoch.unsettled(), self.most(), Instant::now());
+        let subscriptions = &self.subscriptions;
+        let granted = subscriptions.granted;
+        // All that may be on its way has come: nothing is taken for a failed attempt by cancelling.
+        let quiet = unsettled >= granted;
+        if subscriptions.is_empty() {
+            // Those in handlers do not count: they came by subscriptions that are cancelled.
+            return match (wanted && unsettled < most, wishes.is_looking()) {
+                (true, _) => Step::Subscribe { prefetch: wishes.demand.clamp(1, most - unsettled) },
+                (false, true) => Step::Look { looks: wishes.looks },
+                (false, false) => Step::Wait { until: None },
             };
-        };
-        if subscription.ending {
-            return Step::Wait { until: None };
         }
-        let full = unsettled >= subscription.prefetch && subscription.prefetch < most;
-        let earned = subscription.delivered >= 2 * subscription.prefetch
-            && subscription.prefetch < most
-            && self.prefetch > subscription.prefetch;
-        if (wanted && full) || earned {
+        if subscriptions.failed && quiet && granted > 1 {
             return Step::Cancel;
+        }
+        let stalled = wanted && quiet;
+        let earned = wanted && !subscriptions.failed && subscriptions.delivered >= 2 * granted;
+        if (stalled || earned) && granted < most {
+            return Step::Subscribe { prefetch: granted.min(most - granted) };
         }
         if wishes.is_looking() {
             return Step::Look { looks: wishes.looks };
         }
         if wishes.demand == 0 && wishes.ready == 0 {
-            let idle_at = wishes.demand_ended.max(wishes.last_take).unwrap_or(subscription.since) + IDLE;
+            let idle_at =
+                wishes.demand_ended.max(wishes.last_take).or(subscriptions.since).unwrap_or(now) + IDLE;
             return if now >= idle_at { Step::Cancel } else { Step::Wait { until: Some(idle_at) } };
         }
         Step::Wait { until: None }
     }
 
     async fn connect(&mut self) -> Result<()> {
-        self.subscription = None;
+        self.subscriptions = Subscriptions::default();
         // Deliveries of the channel before are the broker's again.
         drop(self.shared.mailbox.take_back(|held| !held.epoch.is_alive()));
         self.epoch = None;
@@ -181,10 +205,12 @@ impl Reader {
         };
         match timeout(self.options().operation_timeout, subscribing).await {
             Ok(Ok(stream)) => {
-                let since = Instant::now();
-                self.prefetch = prefetch;
-                self.subscription =
-                    Some(Subscription { stream, prefetch, since, ending: false, delivered: 0 });
+                let subscriptions = &mut self.subscriptions;
+                subscriptions.tags.push(stream.tag());
+                subscriptions.streams.push(Box::pin(stream.map(Some).chain(once(ready(None)))));
+                subscriptions.granted += prefetch;
+                subscriptions.delivered = 0;
+                subscriptions.since = Some(Instant::now());
                 Ok(())
             }
             Ok(Err(error)) => Err(self.broken("consume", error).await),
@@ -195,29 +221,39 @@ impl Reader {
         }
     }
 
-    /// Stops the subscription; what the broker has sent before it heard of that still comes.
+    /// Ends the subscriptions; what the broker has sent before it heard of that still comes.
     async fn cancel(&mut self) -> Result<()> {
-        let (Some(epoch), Some(subscription)) = (self.epoch.clone(), &mut self.subscription) else {
-            return Ok(());
-        };
-        let cancelling = epoch.channel.basic_cancel(subscription.stream.tag(), BasicCancelOptions::default());
-        match timeout(self.connector.options.operation_timeout, cancelling).await {
-            Ok(Ok(())) => {
-                subscription.ending = true;
-                Ok(())
+        let Some(epoch) = self.epoch.clone() else { return Ok(()) };
+        let tags = std::mem::take(&mut self.subscriptions.tags);
+        let cancelling = async {
+            for tag in tags {
+                epoch.channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
             }
-            Ok(Err(error)) => Err(self.broken("cancel", error).await),
+            Ok(())
+        };
+        let cancelled = timeout(self.connector.options.operation_timeout, cancelling).await;
+        match cancelled {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(self.broken("cancel", error).await),
             Err(_) => {
                 self.epoch = None;
-                Err(error::timed_out("cancel"))
+                return Err(error::timed_out("cancel"));
             }
         }
+        while let Some(delivery) = self.subscriptions.streams.next().await {
+            if let Some(Ok(delivery)) = delivery {
+                self.take_in(delivery).await?;
+            }
+        }
+        let subscriptions = &mut self.subscriptions;
+        (subscriptions.granted, subscriptions.delivered, subscriptions.failed) = (0, 0, false);
+        Ok(())
     }
 
     /// The channel is gone. When the queue is, it is declared with the next one.
     async fn broken(&mut self, what: &str, error: lapin::Error) -> BuqueueError {
         self.epoch = None;
-        self.subscription = None;
+        self.subscriptions = Subscriptions::default();
         match error::classify(&error) {
             ErrorKind::NotFound => error::lost(what).with_source(error),
             _ => error::convert(what, error),
@@ -228,7 +264,9 @@ impl Reader {
     async fn look(&mut self, looks: u64) -> Result<()> {
         let until = Instant::now() + LOOK;
         let mut done = Ok(());
-        while self.subscription.is_some() && self.shared.mailbox.wishes().ready == 0 && Instant::now() < until
+        while !self.subscriptions.is_empty()
+            && self.shared.mailbox.wishes().ready == 0
+            && Instant::now() < until
         {
             done = self.wait(Some(until)).await;
             if done.is_err() || self.shared.mailbox.wishes().closed {
@@ -249,8 +287,8 @@ impl Reader {
             }
         };
         let next = async {
-            match &mut self.subscription {
-                Some(subscription) => subscription.stream.next().await,
+            match self.subscriptions.streams.next().await {
+                Some(delivery) => delivery,
                 None => pending().await,
             }
         };
@@ -258,24 +296,28 @@ impl Reader {
             delivery = next => match delivery {
                 Some(Ok(delivery)) => self.take_in(delivery).await,
                 Some(Err(error)) => Err(self.broken("consume", error).await),
-                None => self.ended(),
+                // Not by us: the queue was deleted, or has no leader.
+                None => {
+                    self.epoch = None;
+                    Err(error::lost("consume"))
+                }
             },
             () = self.shared.mailbox.changed() => Ok(()),
             () = late => Ok(()),
         }
     }
 
-    /// The subscription has ended: as we wished, or because the queue was deleted.
-    fn ended(&mut self) -> Result<()> {
-        let wished = self.subscription.take().is_some_and(|subscription| subscription.ending);
-        if wished {
-            return Ok(());
+    /// Takes deliveries in the order of their tags, whichever subscription they came by.
+    async fn take_in(&mut self, delivery: Delivery) -> Result<()> {
+        self.subscriptions.early.insert(delivery.delivery_tag, delivery);
+        while let Some(next) = self.subscriptions.early.remove(&(self.subscriptions.seen + 1)) {
+            self.subscriptions.seen += 1;
+            self.take_in_next(next).await?;
         }
-        self.epoch = None;
-        Err(error::lost("consume"))
+        Ok(())
     }
 
-    async fn take_in(&mut self, delivery: Delivery) -> Result<()> {
+    async fn take_in_next(&mut self, delivery: Delivery) -> Result<()> {
         let Some(epoch) = self.epoch.clone() else { return Ok(()) };
         epoch.delivered(delivery.delivery_tag);
         let config = &self.options().config;
@@ -297,15 +339,8 @@ impl Reader {
             return self.count(held).await;
         }
         let failed = held.story.failures > 0;
-        if let Some(subscription) = &mut self.subscription {
-            subscription.delivered += 1;
-            if failed {
-                self.prefetch = 1;
-            } else if subscription.delivered >= subscription.prefetch {
-                self.prefetch =
-                    (2 * subscription.prefetch).min(usize::from(config_prefetch(&self.connector)));
-            }
-        }
+        self.subscriptions.delivered += 1;
+        self.subscriptions.failed |= failed;
         self.shared.mailbox.push(held);
         Ok(())
     }
@@ -332,29 +367,13 @@ impl Reader {
     /// Takes what is still on its way, and gives everything back.
     async fn finish(&mut self) {
         let finishing = async {
-            if self.subscription.as_ref().is_some_and(|subscription| !subscription.ending) {
-                drop(self.cancel().await);
-            }
-            while let Some(subscription) = &mut self.subscription {
-                match subscription.stream.next().await {
-                    Some(Ok(delivery)) => {
-                        let Some(epoch) = &self.epoch else { break };
-                        epoch.delivered(delivery.delivery_tag);
-                        drop(epoch.requeue(delivery.delivery_tag).await);
-                    }
-                    _ => break,
-                }
-            }
+            drop(self.cancel().await);
             let left = self.shared.mailbox.take_back(|_| true);
             join_all(left.iter().map(|held| held.epoch.requeue(held.tag))).await;
         };
         // What cannot be given back comes back with the channel's end.
         drop(timeout(CLOSING, finishing).await);
     }
-}
-
-fn config_prefetch(connector: &Connector) -> u16 {
-    connector.options.config.prefetch_count
 }
 
 /// Keys of the delay levels begin with a bit.
