@@ -38,7 +38,8 @@ pub const ABOUT: &str =
     prove [NAME…]         a message there and back through each broker's ordinary client
 
     NAME is one of redis, nats, rabbitmq, kafka, sqs (all five where none is given), or one more
-    set-up of Redis: redis-auth, redis-tls, redis-sentinel, redis-cluster; redis-all is every Redis.
+    set-up: redis-auth, redis-tls, redis-sentinel, redis-cluster (redis-all is every Redis), nats-auth,
+    and the older servers nats-2.10 and nats-2.9.
     BUQUEUE_TEST_REDIS, _NATS, _RABBITMQ, _KAFKA or _SQS makes that endpoint be used as it is.
 ";
 
@@ -106,6 +107,9 @@ const BROKERS: &[&dyn Broker] = &[
     &redis::TLS,
     &redis::SENTINEL,
     &redis::CLUSTER,
+    &nats::NATS_AUTH,
+    &nats::NATS_2_10,
+    &nats::NATS_2_9,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -13,26 +13,73 @@ use super::{Broker, Endpoint, installing};
 use crate::error::{Context, Error, Result, bail};
 use crate::process::{Run, Service, find_program, output};
 
-pub struct Nats;
+pub struct Nats {
+    name: &'static str,
+    port: u16,
+    monitor_port: u16,
+    setup: Setup,
+}
 
-pub const NATS: Nats = Nats;
+enum Setup {
+    /// New enough for scheduled messages.
+    Current,
+    /// Of an older suite, without them.
+    Older { suite: &'static str },
+    /// The current one, with users.
+    Auth,
+}
 
-const PORT: u16 = 14222;
-const MONITOR_PORT: u16 = 18222;
+pub const NATS: Nats = Nats { name: "nats", port: 14222, monitor_port: 18222, setup: Setup::Current };
+pub const NATS_2_10: Nats =
+    Nats { name: "nats-2.10", port: 14322, monitor_port: 18322, setup: Setup::Older { suite: "trixie" } };
+pub const NATS_2_9: Nats =
+    Nats { name: "nats-2.9", port: 14323, monitor_port: 18323, setup: Setup::Older { suite: "bookworm" } };
+pub const NATS_AUTH: Nats = Nats { name: "nats-auth", port: 14422, monitor_port: 18422, setup: Setup::Auth };
+
 const OLDEST: (u32, u32) = (2, 12);
+/// One who may do everything, and one who may not create.
+const USERS: &str = r#"authorization {
+  users: [
+    { user: user, password: password },
+    { user: limited, password: password, permissions: {
+        publish: { deny: ["$JS.API.STREAM.CREATE.>", "$JS.API.STREAM.UPDATE.>", "$JS.API.CONSUMER.DURABLE.CREATE.>", "$JS.API.CONSUMER.CREATE.>"] }
+    } }
+  ]
+}
+"#;
 /// For machines that are no Debian but have Go.
 const MODULE: &str = "github.com/nats-io/nats-server/v2@v2.12.0";
 
 impl Broker for Nats {
     fn name(&self) -> &'static str {
-        "nats"
+        self.name
+    }
+
+    fn is_default(&self) -> bool {
+        matches!(self.setup, Setup::Current)
+    }
+
+    fn in_compose(&self) -> bool {
+        self.is_default()
     }
 
     fn endpoints(&self, _run: &Run) -> Vec<Endpoint> {
-        vec![Endpoint { variable: "BUQUEUE_TEST_NATS", value: format!("nats://127.0.0.1:{PORT}") }]
+        let port = self.port;
+        let endpoint =
+            |variable, user| Endpoint { variable, value: format!("nats://{user}127.0.0.1:{port}") };
+        match self.setup {
+            Setup::Current | Setup::Older { .. } => vec![endpoint("BUQUEUE_TEST_NATS", "")],
+            Setup::Auth => vec![
+                endpoint("BUQUEUE_TEST_NATS_AUTH", "user:password@"),
+                endpoint("BUQUEUE_TEST_NATS_LIMITED", "limited:password@"),
+            ],
+        }
     }
 
     fn install(&self, cache: &Path) -> Result<()> {
+        if let Setup::Older { suite } = self.setup {
+            return Unpacked::of_suite(cache, self.name, suite, &["nats-server"]).map(drop);
+        }
         if server(cache).is_some() {
             return Ok(());
         }
@@ -53,15 +100,26 @@ impl Broker for Nats {
     }
 
     fn services(&self, cache: &Path, run: &Run) -> Result<Vec<Service>> {
-        let Some(program) = server(cache) else { bail!("no nats-server") };
-        let config = format!(
-            "listen: 127.0.0.1:{PORT}\nhttp: 127.0.0.1:{MONITOR_PORT}\nserver_name: buqueue\n\
-             jetstream {{ store_dir: \"{}\" }}\n",
+        let program = match self.setup {
+            Setup::Older { .. } => {
+                Unpacked::find(cache, self.name).map(|unpacked| unpacked.path("usr/sbin/nats-server"))
+            }
+            Setup::Current | Setup::Auth => server(cache),
+        };
+        let Some(program) = program else { bail!("no nats-server") };
+        let mut config = format!(
+            "listen: 127.0.0.1:{}\nhttp: 127.0.0.1:{}\nserver_name: {}\njetstream {{ store_dir: \"{}\" }}\n",
+            self.port,
+            self.monitor_port,
+            self.name,
             run.folder("data")?.display()
         );
+        if matches!(self.setup, Setup::Auth) {
+            config.push_str(USERS);
+        }
         let mut command = Command::new(program);
         command.arg("--config").arg(run.write("nats.conf", &config)?).current_dir(&run.dir);
-        Ok(vec![Service { name: "nats", command, ports: vec![PORT, MONITOR_PORT] }])
+        Ok(vec![Service { name: "nats", command, ports: vec![self.port, self.monitor_port] }])
     }
 
     fn probe(&self, _cache: &Path, endpoints: &[Endpoint]) -> Result<String> {
@@ -99,6 +157,10 @@ impl Broker for Nats {
         }
         client.publish(&received.reply, &[], "+ACK")?;
 
+        if matches!(self.setup, Setup::Older { .. }) {
+            client.api(&format!("STREAM.DELETE.{stream}"), "")?;
+            return Ok(lines);
+        }
         let due = SystemTime::now() + Duration::from_secs(1);
         let begin = Instant::now();
         let at = format!("@at {}", rfc3339(due));
