@@ -11,12 +11,14 @@ use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
 use crate::process::{find_program, note, say};
 
-pub const ARGUMENTS: &str = "[--runs N] [--conformance] [FILTER]";
+pub const ARGUMENTS: &str = "[--runs N] [--conformance] [--broker NAME [--version V]] [FILTER]";
 pub const ABOUT: &str =
     "    Brings up what the tests need and runs everything: formatting, lints, tests, doctests, docs, the
     dependency tree, the quickstart. Ends with the cases passed and excluded per backend.
 
     --conformance   only the conformance suite of each backend
+    --broker NAME   only the backend of that broker: its conformance suite and its own tests
+    --version V     on that version of the broker, where there is a set-up NAME-V
     --runs N        the tests N times over, to find what fails now and then
     FILTER          only tests whose name contains it, as in `cargo test`
 
@@ -24,15 +26,25 @@ pub const ABOUT: &str =
 ";
 
 /// The brokers that tests use, each its own set-up.
-const BROKERS: &[&str] = &["redis", "redis-auth", "redis-tls", "redis-sentinel", "redis-cluster"];
+const BROKERS: &[&str] =
+    &["redis", "redis-auth", "redis-tls", "redis-sentinel", "redis-cluster", "nats", "nats-auth", "rabbitmq"];
 
 /// The packages with a conformance suite.
-const BACKENDS: &[&str] = &["buqueue-memory", "buqueue-redis"];
+const BACKENDS: &[&str] = &["buqueue-memory", "buqueue-nats", "buqueue-rabbitmq", "buqueue-redis"];
+
+/// The quickstart's name of a broker, the variable that tells the tests where it is, and the one that tells the
+/// quickstart.
+const STORIES: &[(&str, &str, &str)] = &[
+    ("redis", "BUQUEUE_TEST_REDIS", "REDIS_URL"),
+    ("nats", "BUQUEUE_TEST_NATS", "NATS_URL"),
+    ("rabbitmq", "BUQUEUE_TEST_RABBITMQ", "AMQP_URL"),
+];
 
 pub fn command(arguments: &[String]) -> Result<()> {
     let mut runs = 1;
     let mut conformance = false;
     let mut filter = None;
+    let (mut broker, mut version) = (None, None);
     let mut arguments = arguments.iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
@@ -41,13 +53,17 @@ pub fn command(arguments: &[String]) -> Result<()> {
                 runs = count.ok_or_else(|| Error::new("--runs takes a number of at least 1"))?;
             }
             "--conformance" => conformance = true,
+            "--broker" => broker = arguments.next().cloned(),
+            "--version" => version = arguments.next().cloned(),
             other if other.starts_with('-') => bail!("unknown option `{other}`"),
             other => filter = Some(other.to_owned()),
         }
     }
+    let set_ups = set_ups(broker.as_deref(), version.as_deref())?;
+    let everything = !conformance && filter.is_none() && broker.is_none();
     let mut report = Report::default();
-    let environment = brokers_up(&mut report)?;
-    if !conformance && filter.is_none() {
+    let environment = brokers_up(&mut report, &set_ups)?;
+    if everything {
         report.step("formatting", cargo(&["fmt", "--all", "--check"]))?;
         report.step(
             "lints",
@@ -56,7 +72,12 @@ pub fn command(arguments: &[String]) -> Result<()> {
     }
     for run in 1..=runs {
         let mut test = cargo(&["test", "--no-fail-fast"]);
-        if conformance {
+        if let Some(broker) = &broker {
+            test.args(["-p", &format!("buqueue-{broker}")]);
+            if conformance {
+                test.args(["--test", "conformance"]);
+            }
+        } else if conformance {
             test.args(BACKENDS.iter().flat_map(|backend| ["-p", backend])).args(["--test", "conformance"]);
         } else {
             test.args(["--workspace", "--all-features"]);
@@ -70,17 +91,19 @@ pub fn command(arguments: &[String]) -> Result<()> {
         let name = if runs > 1 { format!("tests, run {run} of {runs}") } else { "tests".to_owned() };
         report.tests(&name, test)?;
     }
-    if !conformance && filter.is_none() {
+    if everything {
         let mut docs = cargo(&["doc", "--workspace", "--all-features", "--no-deps", "--quiet"]);
         docs.env("RUSTDOCFLAGS", "-D warnings");
         report.step("docs", docs)?;
         report.check("dependency tree", dependency_tree());
         report
             .step("quickstart on memory", quietly(cargo(&["run", "--quiet", "--example", "quickstart"])))?;
-        if let Some(redis) = environment.iter().find(|endpoint| endpoint.variable == "BUQUEUE_TEST_REDIS") {
-            let mut story = quietly(cargo(&["run", "--quiet", "--example", "quickstart"]));
-            story.env("QUEUE_BACKEND", "redis").env("REDIS_URL", &redis.value);
-            report.step("quickstart on redis", story)?;
+        for (backend, variable, address) in STORIES {
+            if let Some(endpoint) = environment.iter().find(|endpoint| endpoint.variable == *variable) {
+                let mut story = quietly(cargo(&["run", "--quiet", "--example", "quickstart"]));
+                story.env("QUEUE_BACKEND", backend).env(address, &endpoint.value);
+                report.step(&format!("quickstart on {backend}"), story)?;
+            }
         }
         for (tool, arguments) in [("cargo-deny", ["deny", "check"].as_slice()), ("typos", &[])] {
             if find_program(tool).is_none() {
@@ -95,13 +118,46 @@ pub fn command(arguments: &[String]) -> Result<()> {
     report.finish()
 }
 
+/// The set-ups that are needed: all, or those of one broker, of the version that is asked for.
+fn set_ups(broker: Option<&str>, version: Option<&str>) -> Result<Vec<String>> {
+    let Some(broker) = broker else {
+        if version.is_some() {
+            bail!("--version needs --broker");
+        }
+        return Ok(BROKERS.iter().map(|name| (*name).to_owned()).collect());
+    };
+    if !BROKERS.contains(&broker) || !BACKENDS.contains(&format!("buqueue-{broker}").as_str()) {
+        let known: Vec<&str> = STORIES.iter().map(|(name, _, _)| *name).collect();
+        bail!("--broker: must be one of {}", known.join(", "));
+    }
+    let own = version.map_or_else(|| broker.to_owned(), |version| format!("{broker}-{version}"));
+    if !brokers::names().contains(&own.as_str()) {
+        let prefix = format!("{broker}-");
+        let known: Vec<&str> =
+            brokers::names().into_iter().filter_map(|name| name.strip_prefix(&prefix)).collect();
+        bail!("--version: there is no set-up {own}; known are {}", known.join(", "));
+    }
+    let extras =
+        BROKERS.iter().filter(|name| name.strip_prefix(broker).is_some_and(|rest| rest.starts_with('-')));
+    Ok(std::iter::once(own).chain(extras.map(|name| (*name).to_owned())).collect())
+}
+
 /// Starts the brokers, one after the other, so that one that cannot be had does not hide the others.
-fn brokers_up(report: &mut Report) -> Result<Vec<Endpoint>> {
+fn brokers_up(report: &mut Report, set_ups: &[String]) -> Result<Vec<Endpoint>> {
     let required = in_ci();
     let mut environment = Vec::new();
-    for name in BROKERS {
+    for name in set_ups {
         match brokers::up(&[name]) {
-            Ok(endpoints) => environment.extend(endpoints),
+            Ok(endpoints) => {
+                // The tests restart it by this name.
+                let set_up = endpoints.first().and_then(|endpoint| match endpoint.variable {
+                    "BUQUEUE_TEST_NATS" => Some("BUQUEUE_TEST_NATS_SETUP"),
+                    "BUQUEUE_TEST_RABBITMQ" => Some("BUQUEUE_TEST_RABBITMQ_SETUP"),
+                    _ => None,
+                });
+                environment.extend(set_up.map(|variable| Endpoint { variable, value: name.clone() }));
+                environment.extend(endpoints);
+            }
             Err(error) if required => {
                 return Err(error).context(|| format!("{name} cannot be had, and CI is set"));
             }
@@ -153,7 +209,6 @@ fn dependency_tree() -> Result<String> {
         Ok(names)
     };
     let memory = crates("memory")?;
-    let redis = crates("redis")?;
     for foreign in ["redis", "syn", "tracing", "opentelemetry"] {
         if memory.iter().any(|name| name == foreign) {
             bail!("feature memory pulls {foreign}");
@@ -162,12 +217,25 @@ fn dependency_tree() -> Result<String> {
     if memory.len() > 16 {
         bail!("feature memory pulls {} crates, the limit is 16: {memory:?}", memory.len());
     }
-    for foreign in ["async-nats", "lapin", "rdkafka", "aws-sdk-sqs", "opentelemetry"] {
-        if redis.iter().any(|name| name == foreign) {
-            bail!("feature redis pulls {foreign}");
+    const CLIENTS: &[(&str, &str)] = &[
+        ("redis", "redis"),
+        ("nats", "async-nats"),
+        ("rabbitmq", "lapin"),
+        ("kafka", "rdkafka"),
+        ("sqs", "aws-sdk-sqs"),
+    ];
+    let mut counts = vec![format!("memory {} crates", memory.len())];
+    for (feature, own) in &CLIENTS[..3] {
+        let tree = crates(feature)?;
+        for (_, foreign) in CLIENTS.iter().filter(|(_, client)| client != own).chain(&[("", "opentelemetry")])
+        {
+            if tree.iter().any(|name| name == foreign) {
+                bail!("feature {feature} pulls {foreign}");
+            }
         }
+        counts.push(format!("{feature} {}", tree.len()));
     }
-    Ok(format!("memory {} crates, redis {} crates, our own included", memory.len(), redis.len()))
+    Ok(format!("{}, our own included", counts.join(", ")))
 }
 
 /// A line of the list of failures at the end of a test run.

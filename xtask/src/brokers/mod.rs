@@ -188,6 +188,11 @@ pub fn command(arguments: &[String]) -> Result<()> {
     }
 }
 
+/// The names of all set-ups.
+pub fn names() -> Vec<&'static str> {
+    BROKERS.iter().map(|broker| broker.name()).collect()
+}
+
 /// Brings the named brokers up (the default set where none is named) and returns where they are.
 pub fn up(names: &[&str]) -> Result<Vec<Endpoint>> {
     let brokers = select(names)?;
