@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use buqueue_core::driver::Backend;
-use buqueue_core::{Capabilities, Consumer, DlqConfig, Producer, QueueBuilder};
+use buqueue_core::{Capabilities, Consumer, Delivery, DlqConfig, Producer, QueueBuilder};
 
 use crate::worker::{Job, Worker};
 use crate::{Case, FaultProxy, Harness, Hook, Setup};
@@ -106,6 +106,15 @@ impl<H: Harness> Ctx<H> {
     pub async fn consumer(&self, setup: &Setup) -> ConsumerOf<H> {
         let built = self.builder(setup).build_consumer().await;
         built.unwrap_or_else(|error| panic!("build_consumer: {error:?}"))
+    }
+
+    /// The message has failed once. It may have come back since, unseen, to a consumer that was leaving, which is one
+    /// more attempt where the broker counts those.
+    #[track_caller]
+    pub fn assert_failed_once(&self, delivery: &Delivery) {
+        let most = if self.harness.returns_uncounted().is_ok() { 2 } else { 3 };
+        let count = delivery.delivery_count();
+        assert!((2..=most).contains(&count), "attempt {count}");
     }
 
     /// A proxy in front of the broker; excludes the case where there can be none.

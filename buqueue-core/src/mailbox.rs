@@ -90,6 +90,8 @@ impl<T> Mailbox<T> {
         if count > 0 {
             out.extend(state.ready.drain(..count));
             state.wishes.last_take = Some(Instant::now());
+            // Who waited has something now.
+            state.wishes.demand = 0;
             state.wishes.taken += u64::try_from(count).unwrap_or(u64::MAX);
             drop(state);
             self.wanted.notify_one();

@@ -55,7 +55,7 @@ enum Settle {
 pub(crate) struct Epoch {
     pub(crate) channel: Channel,
     // Closes when nobody needs the channel any more.
-    _connection: Connection,
+    pub(crate) connection: Arc<Connection>,
     /// Delivered on this channel and not settled.
     outstanding: Arc<Mutex<BTreeSet<u64>>>,
     count: Arc<AtomicUsize>,
@@ -69,7 +69,7 @@ impl fmt::Debug for Epoch {
 }
 
 impl Epoch {
-    pub(crate) fn new(connection: Connection, channel: Channel, limit: Duration) -> Self {
+    pub(crate) fn new(connection: Arc<Connection>, channel: Channel, limit: Duration) -> Self {
         let outstanding = Arc::new(Mutex::new(BTreeSet::new()));
         let count = Arc::new(AtomicUsize::new(0));
         let worker = Worker {
@@ -83,7 +83,7 @@ impl Epoch {
             let worker = Arc::clone(&worker);
             async move { worker.flush(items).await }
         });
-        Self { channel, _connection: connection, outstanding, count, settles }
+        Self { channel, connection, outstanding, count, settles }
     }
 
     /// A delivery has come. In the order of their tags.

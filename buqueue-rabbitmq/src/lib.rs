@@ -1,4 +1,80 @@
-//! The RabbitMQ backend of buqueue.
+//! The RabbitMQ backend of buqueue, over AMQP 0-9-1.
+//!
+//! ```no_run
+//! use buqueue_core::Message;
+//! use buqueue_rabbitmq::{ExchangeConfig, ExchangeKind, RabbitMqBackend, RabbitMqConfig};
+//!
+//! # async fn run() -> buqueue_core::Result<()> {
+//! let config = RabbitMqConfig {
+//!     url: "amqp://guest:guest@localhost:5672/%2F".to_owned(),
+//!     queue: "order-events".to_owned(),
+//!     exchange: Some(ExchangeConfig {
+//!         name: "domain-events".to_owned(),
+//!         kind: ExchangeKind::Topic,
+//!         binding_key: "orders.#".to_owned(),
+//!         durable: true,
+//!     }),
+//!     ..RabbitMqConfig::default()
+//! };
+//! let (producer, mut consumer) = RabbitMqBackend::builder(config).build_pair().await?;
+//! producer.send(Message::new("hello").with_routing_key("orders.placed")).await?;
+//! consumer.receive().await?.ack().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # How buqueue's words map
+//!
+//! | buqueue | RabbitMQ |
+//! |---|---|
+//! | queue | [`RabbitMqConfig::queue`], quorum by default |
+//! | routing key | with an exchange: the AMQP routing key (none: the empty key); without: a header |
+//! | deduplication id | a header; the broker has no deduplication |
+//! | message id | the property `message-id`, given by the sender |
+//! | `send` | persistent, `mandatory`, and confirmed; what no queue takes is `NotFound` |
+//! | `ack` | `basic.ack`; acks made together go as one frame where the order of the tags allows |
+//! | `nack`, dropped delivery | quorum: `basic.reject` with requeue; classic: a confirmed copy with the count, then the ack |
+//! | `nack_after` | a confirmed copy into the level queues, then the ack |
+//! | delivery count | quorum: `x-delivery-count` and what buqueue counted before; classic: a header |
+//! | `extend_visibility` | `Ok`: there is no time limit but the broker's `consumer_timeout` (30 minutes by default) |
+//! | `send_at` | into the level queues |
+//! | dead letter queue | another queue |
+//!
+//! Quorum queues are declared with `x-delivery-limit = 1000000000`: brokers from 4.0 on would drop a message that was
+//! delivered 20 times, and the verdict is buqueue's. (`-1` means no limit on 4.x, and makes 3.10 drop a message at its
+//! first failure.) A queue that was declared otherwise is a clash, told with both values.
+//!
+//! # Delays without a plugin
+//!
+//! The delay in milliseconds is written in bits, and there is one quorum queue a bit: a message waits 2ⁿ ms in the
+//! queue of each bit that is set, and the broker moves it on (at-least-once dead-lettering). All messages of a queue wait
+//! equally long, so none is held up by another. Queues are declared when a delay first needs them, up to its highest
+//! bit: 11 for a second, 23 for an hour, 33 for a month, 36 for a year; and one for orphans.
+//!
+//! What is due for a queue that was deleted meanwhile goes to `<prefix>.delay.orphans`, where it can be looked at and sent
+//! on by hand; it holds up nobody. A scheduled message lies in the level queue of its highest bit, where the broker's own
+//! tools can get or purge it.
+//!
+//! With a topic or direct exchange, a scheduled message comes to the queues that buqueue consumers have bound to that
+//! exchange, by the same binding keys; with a fanout or headers exchange, to all queues that are bound.
+//!
+//! # Permissions
+//!
+//! Where the application may not declare, what exists is used; what is missing is told in one error that lists every
+//! queue, exchange and binding with its arguments.
+//!
+//! # Limits
+//!
+//! Payloads up to [`RabbitMqBuilderExt::max_payload`]; headers up to 100 KiB together; AMQP routing keys up to 255 bytes, of
+//! which a scheduled message with an exchange can use 147. Schedules reach 2³⁷ ms, more than four years.
+//!
+//! # Not promised
+//!
+//! * A broker counts what is given back or was sent to a consumer that died as a failed attempt, also when no handler
+//!   saw it. The prefetch therefore begins at what is asked for, grows while the consumer is fast up to
+//!   [`RabbitMqConfig::prefetch_count`], and begins anew after a failure.
+//! * On classic queues a message that failed goes to the end of the queue.
+//! * An ack is written to the live channel of its delivery; AMQP has no answer to it.
+//! * Bindings cannot be verified over AMQP.
 
 mod backend;
 mod config;

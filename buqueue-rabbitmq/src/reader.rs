@@ -32,6 +32,8 @@ use crate::topology;
 
 /// A consumer that nobody has polled for this long stops taking messages from others.
 const IDLE: Duration = Duration::from_millis(200);
+/// Who waits this long for nothing subscribes anew.
+const SILENCE: Duration = Duration::from_secs(5);
 /// A prompt look waits this long for a message that the broker has.
 const LOOK: Duration = Duration::from_millis(60);
 /// How long closing waits.
@@ -55,6 +57,8 @@ struct Subscriptions {
     /// How many messages all of them together may hold.
     granted: usize,
     since: Option<Instant>,
+    /// When the broker last gave a sign of them.
+    heard: Option<Instant>,
     /// Deliveries since the prefetch grew last.
     delivered: usize,
     /// Something failed: begin anew when that can be done.
@@ -85,6 +89,7 @@ enum Step {
     Subscribe { prefetch: usize },
     Cancel,
     Look { looks: u64 },
+    Renew,
     Wait { until: Option<Instant> },
 }
 
@@ -117,6 +122,7 @@ impl Reader {
                 Step::Subscribe { prefetch } => self.subscribe(prefetch).await,
                 Step::Cancel => self.cancel().await,
                 Step::Look { looks } => self.look(looks).await,
+                Step::Renew => self.renew().await,
                 Step::Wait { until } => self.wait(until).await,
             };
             if let Err(error) = done {
@@ -171,7 +177,15 @@ impl Reader {
                 wishes.demand_ended.max(wishes.last_take).or(subscriptions.since).unwrap_or(now) + IDLE;
             return if now >= idle_at { Step::Cancel } else { Step::Wait { until: Some(idle_at) } };
         }
-        Step::Wait { until: None }
+        if !wanted {
+            return Step::Wait { until: None };
+        }
+        // What is in handlers can be settled on its channel alone.
+        match subscriptions.heard.map(|heard| heard + SILENCE) {
+            Some(silent_at) if unsettled == 0 && now >= silent_at => Step::Renew,
+            Some(silent_at) if unsettled == 0 => Step::Wait { until: Some(silent_at) },
+            _ => Step::Wait { until: None },
+        }
     }
 
     async fn connect(&mut self) -> Result<()> {
@@ -190,7 +204,8 @@ impl Reader {
             Ok(prepared) => prepared?,
             Err(_) => return Err(error::timed_out("declaring")),
         };
-        self.epoch = Some(Arc::new(Epoch::new(connection, channel, self.options().operation_timeout)));
+        self.epoch =
+            Some(Arc::new(Epoch::new(Arc::new(connection), channel, self.options().operation_timeout)));
         Ok(())
     }
 
@@ -211,6 +226,7 @@ impl Reader {
                 subscriptions.granted += prefetch;
                 subscriptions.delivered = 0;
                 subscriptions.since = Some(Instant::now());
+                subscriptions.heard = subscriptions.since;
                 Ok(())
             }
             Ok(Err(error)) => Err(self.broken("consume", error).await),
@@ -248,6 +264,35 @@ impl Reader {
         let subscriptions = &mut self.subscriptions;
         (subscriptions.granted, subscriptions.delivered, subscriptions.failed) = (0, 0, false);
         Ok(())
+    }
+
+    /// Subscribes anew, on a channel of its own.
+    ///
+    /// A quorum queue that is deleted and declared again within milliseconds (seen on 3.10.8) keeps a subscription that
+    /// never brings anything: the channel is not told, and takes what comes for what it had before.
+    async fn renew(&mut self) -> Result<()> {
+        let Some(epoch) = self.epoch.take() else { return Ok(()) };
+        self.subscriptions = Subscriptions::default();
+        let limit = self.connector.options.operation_timeout;
+        let renewing = async {
+            topology::is_there(&epoch.connection, &self.connector.options.config.queue).await?;
+            let channel = epoch.connection.create_channel().await;
+            let channel = channel.map_err(|error| error::convert("a channel to consume on", error))?;
+            // Nothing is held by it.
+            drop(epoch.channel.close(200, short("renewed")?).await);
+            Ok::<_, BuqueueError>(channel)
+        };
+        match timeout(limit, renewing).await {
+            Ok(Ok(channel)) => {
+                self.epoch = Some(Arc::new(Epoch::new(Arc::clone(&epoch.connection), channel, limit)));
+                Ok(())
+            }
+            Ok(Err(error)) if error.kind == ErrorKind::NotFound => {
+                Err(error::lost("consume: the queue was deleted").with_source(error))
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(error::timed_out("consume")),
+        }
     }
 
     /// The channel is gone. When the queue is, it is declared with the next one.
@@ -339,6 +384,7 @@ impl Reader {
             return self.count(held).await;
         }
         let failed = held.story.failures > 0;
+        self.subscriptions.heard = Some(Instant::now());
         self.subscriptions.delivered += 1;
         self.subscriptions.failed |= failed;
         self.shared.mailbox.push(held);

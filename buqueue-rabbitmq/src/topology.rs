@@ -187,6 +187,17 @@ fn table(arguments: &[Argument]) -> Result<FieldTable> {
     Ok(table)
 }
 
+/// Makes sure that the queue is there.
+pub(crate) async fn is_there(connection: &Connection, queue: &str) -> Result<()> {
+    let open = |error| error::convert("a channel", error);
+    let channel = connection.create_channel().await.map_err(open)?;
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let asked = channel.queue_declare(short(queue)?, options, FieldTable::default()).await;
+    asked.map_err(|error| error::convert("the queue", error))?;
+    drop(channel.close(200, short("asked")?).await);
+    Ok(())
+}
+
 enum Failure {
     Broker(lapin::Error),
     Own(BuqueueError),
