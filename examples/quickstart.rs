@@ -1,14 +1,23 @@
 //! An order's life: sent, received, failed once, retried, reminded of later, dead, and brought back.
 //!
-//! `cargo run --example quickstart` runs on the in-memory backend; `QUEUE_BACKEND=redis` runs the same story on a
-//! Redis server (`REDIS_URL`, default `redis://127.0.0.1:6379`).
+//! `cargo run --example quickstart` runs on the in-memory backend. The same story on a broker:
+//!
+//! | `QUEUE_BACKEND` | the broker's address, and its default |
+//! |---|---|
+//! | `redis` | `REDIS_URL`, `redis://127.0.0.1:6379` |
+//! | `nats` | `NATS_URL`, `nats://127.0.0.1:4222` |
+//! | `rabbitmq` | `AMQP_URL`, `amqp://guest:guest@127.0.0.1:5672/%2F` |
 
 #![expect(clippy::print_stdout, reason = "an example talks to a person")]
 
 use std::time::Duration;
 
+use buqueue::QueueBuilder;
+use buqueue::driver::Backend;
 use buqueue::memory::{MemoryBackend, MemoryConfig};
+use buqueue::nats::{JetStreamConfig, NatsBackend, NatsConfig, RetentionPolicy};
 use buqueue::prelude::*;
+use buqueue::rabbitmq::{RabbitMqBackend, RabbitMqConfig};
 use buqueue::redis::{RedisBackend, RedisConfig};
 use chrono::Utc;
 use serde::{Deserialize, Serialize};
@@ -48,29 +57,55 @@ impl Broker {
     async fn open(&self, queue: &str, dlq: Option<DlqConfig>) -> Result<Pair, BuqueueError> {
         let queue = self.name(queue);
         match self.backend.as_str() {
-            "redis" => {
-                let url = std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".to_owned());
-                let config =
-                    RedisConfig { url, stream: queue, group: "orders".to_owned(), ..Default::default() };
-                let builder = RedisBackend::builder(config).make_dynamic();
-                match dlq {
-                    Some(dlq) => builder.dead_letter_queue(dlq).build_pair().await,
-                    None => builder.build_pair().await,
-                }
-            }
             "memory" => {
-                let builder =
-                    MemoryBackend::builder(MemoryConfig { queue, ..self.memory.clone() }).make_dynamic();
-                match dlq {
-                    Some(dlq) => builder.dead_letter_queue(dlq).build_pair().await,
-                    None => builder.build_pair().await,
-                }
+                pair(MemoryBackend::builder(MemoryConfig { queue, ..self.memory.clone() }), dlq).await
+            }
+            "redis" => {
+                let url = address("REDIS_URL", "redis://127.0.0.1:6379");
+                let group = "orders".to_owned();
+                pair(
+                    RedisBackend::builder(RedisConfig { url, stream: queue, group, ..Default::default() }),
+                    dlq,
+                )
+                .await
+            }
+            "nats" => {
+                let jetstream = JetStreamConfig {
+                    subjects: vec![format!("{queue}.>")],
+                    stream_name: queue,
+                    retention: RetentionPolicy::WorkQueue,
+                    ..Default::default()
+                };
+                let config = NatsConfig {
+                    url: address("NATS_URL", "nats://127.0.0.1:4222"),
+                    jetstream,
+                    durable_consumer: "orders".to_owned(),
+                    ..Default::default()
+                };
+                pair(NatsBackend::builder(config), dlq).await
+            }
+            "rabbitmq" => {
+                let url = address("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2F");
+                pair(RabbitMqBackend::builder(RabbitMqConfig { url, queue, ..Default::default() }), dlq).await
             }
             other => Err(BuqueueError::new(
                 ErrorKind::InvalidConfig,
-                format!("QUEUE_BACKEND: must be memory or redis, is {other:?}"),
+                format!("QUEUE_BACKEND: must be memory, redis, nats or rabbitmq, is {other:?}"),
             )),
         }
+    }
+}
+
+fn address(variable: &str, default: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| default.to_owned())
+}
+
+/// Both halves behind traits, so that the story below does not know what they are.
+async fn pair<B: Backend>(builder: QueueBuilder<B>, dlq: Option<DlqConfig>) -> Result<Pair, BuqueueError> {
+    let builder = builder.make_dynamic();
+    match dlq {
+        Some(dlq) => builder.dead_letter_queue(dlq).build_pair().await,
+        None => builder.build_pair().await,
     }
 }
 
