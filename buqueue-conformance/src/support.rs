@@ -14,8 +14,9 @@ use tokio::time::{Instant, timeout};
 /// How long a case waits for what should come at once. Generous, and never slept through.
 pub const SOON: Duration = Duration::from_secs(10);
 
-/// How late a schedule or a delayed retry may be: the second that is promised, and one for a loaded machine.
-pub const LATE: Duration = Duration::from_secs(2);
+/// How late a schedule or a delayed retry may be: the second that is promised, and three for a machine and a broker
+/// that run many cases at once. The case `endurance::thousand_schedules` prints what it measured.
+pub const LATE: Duration = Duration::from_secs(4);
 
 /// How early a relative delay may seem to end when the broker's clock ticks in milliseconds.
 pub const TICK: Duration = Duration::from_millis(2);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::jetstream::response::Response;
 use async_nats::{Client, ConnectOptions, Event, Request, ServerError};
-use buqueue_core::{BuqueueError, ErrorKind, Result};
+use buqueue_core::{BuqueueError, ErrorKind, Result, percent};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -71,6 +71,15 @@ impl Link {
                 }
                 std::future::ready(())
             });
+        // The client leaves aside what stands before the `@`.
+        if let Some(server) = servers.iter().find(|server| server.username().is_some()) {
+            let decoded = |text: &str| percent::decode(text).unwrap_or_else(|| text.to_owned());
+            let user = decoded(server.username().unwrap_or_default());
+            connecting = match server.password() {
+                Some(password) => connecting.user_and_password(user, decoded(password)),
+                None => connecting.token(user),
+            };
+        }
         if let Some(file) = &options.config.credentials_file {
             connecting = connecting.credentials_file(file).await.map_err(|error| {
                 let fact = format!("credentials_file: {file:?} cannot be read: {}", error.kind());

@@ -248,7 +248,8 @@ pub(crate) fn delayed(native: &async_nats::Message) -> Option<(Outgoing, DateTim
     let mut headers = HeaderMap::new();
     for (name, values) in map.iter() {
         let known: &str = name.as_ref();
-        if known != TARGET && known != DUE && !known.starts_with(SERVERS) {
+        // The deduplication id goes with it: it may have been sent meanwhile.
+        if known != TARGET && known != DUE && (known == MSG_ID || !known.starts_with(SERVERS)) {
             values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
         }
     }
@@ -256,9 +257,12 @@ pub(crate) fn delayed(native: &async_nats::Message) -> Option<(Outgoing, DateTim
 }
 
 impl Outgoing {
-    /// Publishing it again with the same id is harmless.
-    pub(crate) fn with_msg_id(mut self, id: &str) -> Self {
-        self.set(MSG_ID, id);
+    /// Publishing it again with the same id is harmless. One that it has is kept.
+    pub(crate) fn or_msg_id(mut self, id: &str) -> Self {
+        let has_one = MSG_ID.parse::<HeaderName>().is_ok_and(|name| self.headers.get(name).is_some());
+        if !has_one {
+            self.set(MSG_ID, id);
+        }
         self
     }
 }

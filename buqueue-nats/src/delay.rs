@@ -103,7 +103,7 @@ async fn place(link: &Link, requests: &Requests, stream: &str, message: Message)
         return later(wait.min(LONGEST)).await;
     }
     // A mover that dies here leaves the message to another, and the server drops the second copy by this id.
-    let outgoing = outgoing.with_msg_id(&format!("{stream}:{}", info.stream_sequence));
+    let outgoing = outgoing.or_msg_id(&format!("{stream}:{}", info.stream_sequence));
     match publish(requests, outgoing).await {
         Ok(()) => {
             let deadline = requests.deadline();

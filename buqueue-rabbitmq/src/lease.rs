@@ -149,7 +149,6 @@ impl Worker {
         Ok(())
     }
 
-    #[expect(clippy::type_complexity, reason = "three lists that are used at once")]
     fn sort(&self, items: &[Settle]) -> (Option<(u64, usize)>, Vec<u64>, Vec<u64>) {
         let (mut acks, mut requeued) = (Vec::with_capacity(items.len()), Vec::new());
         let mut outstanding = lock(&self.outstanding);

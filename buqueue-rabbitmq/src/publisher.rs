@@ -312,7 +312,7 @@ pub(crate) fn unroutable(route: &Route) -> BuqueueError {
 
 fn fitting_key(key: &str) -> Result<String> {
     if key.len() > SHORT_MAX {
-        let fact = format!("routing key: {} bytes, the limit is {SHORT_MAX} bytes", key.len());
+        let fact = format!("routing_key: {} bytes, the limit is {SHORT_MAX} bytes", key.len());
         return Err(BuqueueError::new(ErrorKind::InvalidMessage, fact));
     }
     Ok(key.to_owned())

@@ -3,7 +3,6 @@
 #![cfg(all(feature = "memory", feature = "nats", feature = "rabbitmq", feature = "redis"))]
 #![expect(
     clippy::unwrap_used,
-    clippy::expect_used,
     clippy::print_stdout,
     reason = "a test that cannot go on has failed, and says so"
 )]

@@ -62,7 +62,7 @@ fn with(url: &str, user: &str, vhost: &str) -> Option<String> {
 /// Calls the management interface as an operator would.
 async fn manage(request: &str, body: &str) -> Option<()> {
     let url = server("BUQUEUE_TEST_RABBITMQ_MANAGEMENT")?;
-    let host = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+    let host = url.rsplit(['@', '/']).find(|part| !part.is_empty()).unwrap_or_default().to_owned();
     let mut connection = TcpStream::connect(&host).await.unwrap();
     // `guest:guest`.
     let head = format!("{request} HTTP/1.0\r\nhost: {host}\r\nauthorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\n");
@@ -128,7 +128,7 @@ rows! {
             |config| config.exchange = Some(exchange(ExchangeKind::Direct, "here")),
             Message::new("").with_routing_key("elsewhere"),
         );
-    routing_key_over_255_bytes: ErrorKind::InvalidMessage, "routing key & 255 bytes",
+    routing_key_over_255_bytes: ErrorKind::InvalidMessage, "routing_key & 255 bytes",
         send(
             |config| config.exchange = Some(exchange(ExchangeKind::Fanout, "")),
             Message::new("").with_routing_key("k".repeat(256)),

@@ -1,0 +1,245 @@
+//! What only NATS has: streams and durables that are compared, schedules in the stream, accounts.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on has failed, and says so"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::PullConsumer;
+use buqueue_core::{ErrorKind, Message};
+use buqueue_nats::{
+    DeliverPolicy, DiscardPolicy, JetStreamConfig, NatsBackend, NatsBuilderExt, NatsConfig, RetentionPolicy,
+    StorageType,
+};
+use chrono::{TimeDelta, Utc};
+
+use crate::support::{delay_stream, jetstream};
+
+/// Where a server is; without it the test is skipped loudly, or fails where brokers are required.
+fn server(variable: &str) -> Option<String> {
+    let url = std::env::var(variable).ok();
+    if url.is_none() {
+        assert_ne!(std::env::var("BUQUEUE_TEST_REQUIRE").as_deref(), Ok("1"), "{variable} is not set");
+        println!("SKIPPED: {variable} is not set");
+    }
+    url
+}
+
+fn config(url: &str, name: &str) -> NatsConfig {
+    let stream_name = format!("t-{name}-{}-{}", std::process::id(), Utc::now().timestamp_micros());
+    NatsConfig {
+        url: url.to_owned(),
+        jetstream: JetStreamConfig {
+            subjects: vec![format!("{stream_name}.>")],
+            stream_name,
+            ..JetStreamConfig::default()
+        },
+        durable_consumer: "worker".to_owned(),
+        ..NatsConfig::default()
+    }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(10), future).await.unwrap()
+}
+
+/// Each field of an existing stream and durable is compared; the error names the field and both values.
+#[tokio::test]
+async fn every_field_is_compared() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let mut base = config(&url, "compare");
+    base.jetstream.max_messages = 1000;
+    base.jetstream.max_bytes = 1_000_000;
+    base.jetstream.max_message_size = 10_000;
+    let _open = NatsBackend::builder(base.clone()).build_pair().await.unwrap();
+    NatsBackend::builder(base.clone()).build_pair().await.unwrap();
+    type Change = fn(&mut NatsConfig);
+    let changes: [(&str, &str, Change); 11] = [
+        ("subjects", "other", |config| config.jetstream.subjects.push("other-subject".to_owned())),
+        ("storage", "Memory", |config| config.jetstream.storage = StorageType::Memory),
+        ("retention", "Limits", |config| config.jetstream.retention = RetentionPolicy::Limits),
+        ("discard", "Old", |config| config.jetstream.discard = DiscardPolicy::Old),
+        ("max_age", "3600", |config| config.jetstream.max_age = Duration::from_secs(3600)),
+        ("max_messages", "7", |config| config.jetstream.max_messages = 7),
+        ("max_bytes", "77", |config| config.jetstream.max_bytes = 77),
+        ("max_message_size", "777", |config| config.jetstream.max_message_size = 777),
+        ("duplicate_window", "9", |config| config.jetstream.duplicate_window = Duration::from_secs(9)),
+        ("ack_wait", "7s", |config| config.ack_wait = Duration::from_secs(7)),
+        ("max_ack_pending", "5", |config| config.max_ack_pending = 5),
+    ];
+    for (field, value, change) in changes {
+        let mut changed = base.clone();
+        change(&mut changed);
+        let error = NatsBackend::builder(changed).build_pair().await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("{field}: asked for")) && text.contains(value), "{text}");
+        assert!(text.contains("has"), "{text}");
+    }
+}
+
+/// A single server has one replica, whatever is wished for.
+#[tokio::test]
+async fn replicas_are_ignored_on_a_single_server() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let mut config = config(&url, "replicas");
+    config.jetstream.num_replicas = 3;
+    NatsBackend::builder(config.clone()).build_pair().await.unwrap();
+    NatsBackend::builder(config).build_pair().await.unwrap();
+}
+
+/// The pair that the server refuses, a work queue that delivers what is new, starts and brings what was there.
+#[tokio::test]
+async fn a_work_queue_takes_new_for_all() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let config = NatsConfig { deliver_policy: DeliverPolicy::New, ..config(&url, "new") };
+    let producer = NatsBackend::builder(config.clone()).build_producer().await.unwrap();
+    producer.send(Message::new("before")).await.unwrap();
+    let mut consumer = NatsBackend::builder(config).build_consumer().await.unwrap();
+    assert_eq!(within(consumer.receive()).await.unwrap().payload(), "before");
+}
+
+/// An interest stream: two services each get everything, schedules too, and then it is gone.
+#[tokio::test]
+async fn interest_keeps_until_all_have_acked() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let mut config = config(&url, "interest");
+    config.jetstream.retention = RetentionPolicy::Interest;
+    let (producer, mut one) = NatsBackend::builder(config.clone()).build_pair().await.unwrap();
+    let other = NatsConfig { durable_consumer: "other".to_owned(), ..config.clone() };
+    let mut two = NatsBackend::builder(other).build_consumer().await.unwrap();
+    producer.send(Message::new("now")).await.unwrap();
+    let due = Utc::now() + TimeDelta::milliseconds(700);
+    producer.send_at(Message::new("later"), due).await.unwrap();
+    for consumer in [&mut one, &mut two] {
+        for payload in ["now", "later"] {
+            let delivery = within(consumer.receive()).await.unwrap();
+            assert_eq!(delivery.payload(), payload);
+            delivery.ack().await.unwrap();
+        }
+    }
+    assert!(Utc::now() >= due);
+    let context = jetstream(&url).await;
+    let stream = context.get_stream(&config.jetstream.stream_name).await.unwrap();
+    assert_eq!(stream.cached_info().state.messages, 0);
+}
+
+/// A full stream refuses and loses nothing; it goes on when there is room.
+#[tokio::test]
+async fn a_full_stream_throttles() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let mut config = config(&url, "full");
+    config.jetstream.max_messages = 2;
+    let (producer, mut consumer) = NatsBackend::builder(config).build_pair().await.unwrap();
+    producer.send(Message::new("1")).await.unwrap();
+    producer.send(Message::new("2")).await.unwrap();
+    let error = producer.send(Message::new("3")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Throttled, "{error}");
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+    producer.send(Message::new("3")).await.unwrap();
+}
+
+/// Age is for messages that could be received, not for those that wait for their time.
+#[tokio::test]
+async fn a_schedule_outlives_max_age() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let mut config = config(&url, "age");
+    config.jetstream.max_age = Duration::from_secs(1);
+    let (producer, mut consumer) = NatsBackend::builder(config).build_pair().await.unwrap();
+    let due = Utc::now() + TimeDelta::milliseconds(3000);
+    producer.send_at(Message::new("m"), due).await.unwrap();
+    assert_eq!(within(consumer.receive()).await.unwrap().payload(), "m");
+    assert!(Utc::now() >= due);
+}
+
+/// A schedule thirty days out is a message that the server's own tools see, and cancel by deleting it.
+#[tokio::test]
+async fn a_far_schedule_is_seen_and_cancelled() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let config = config(&url, "far");
+    let producer = NatsBackend::builder(config.clone()).build_producer().await.unwrap();
+    let id = producer.send_at(Message::new("m"), Utc::now() + TimeDelta::days(30)).await.unwrap();
+    let context = jetstream(&url).await;
+    let name = &config.jetstream.stream_name;
+    let mut stream = context.get_stream(name).await.unwrap();
+    if stream.cached_info().state.messages == 0 {
+        stream = context.get_stream(delay_stream(name)).await.unwrap();
+    }
+    assert_eq!(stream.cached_info().state.messages, 1);
+    assert!(stream.delete_message(id.to_string().parse().unwrap()).await.unwrap());
+    assert_eq!(stream.info().await.unwrap().state.messages, 0);
+}
+
+/// One who may not create uses what is there, and is told the subject that is missing where nothing is.
+#[tokio::test]
+async fn a_limited_user_uses_what_is_there() {
+    let (Some(full), Some(limited)) = (server("BUQUEUE_TEST_NATS_AUTH"), server("BUQUEUE_TEST_NATS_LIMITED"))
+    else {
+        return;
+    };
+    let config = config(&full, "limited");
+    let refused = NatsConfig { url: limited.clone(), ..config.clone() };
+    let error = NatsBackend::builder(refused.clone()).build_pair().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error}");
+    assert!(error.to_string().contains("$JS.API.STREAM.CREATE"), "{error}");
+    NatsBackend::builder(config).build_pair().await.unwrap();
+    let (producer, mut consumer) = NatsBackend::builder(refused).build_pair().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+}
+
+/// Of several servers, the first that answers will do.
+#[tokio::test]
+async fn a_dead_server_among_several_is_passed_over() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let config = config(&format!("nats://127.0.0.1:1,{url}"), "several");
+    let (producer, mut consumer) = NatsBackend::builder(config).build_pair().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+}
+
+/// A message that is covered by the stream's subjects is where others look for it.
+#[tokio::test]
+async fn keys_are_subjects() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let config = config(&url, "subjects");
+    let name = config.jetstream.stream_name.clone();
+    let producer = NatsBackend::builder(config).build_producer().await.unwrap();
+    for key in [Some(format!("{name}.placed")), None, Some("elsewhere".to_owned())] {
+        let message = Message::new("m");
+        let message = key.into_iter().fold(message, Message::with_routing_key);
+        producer.send(message).await.unwrap();
+    }
+    let stream = jetstream(&url).await.get_stream(&name).await.unwrap();
+    let mut subjects = Vec::new();
+    for sequence in 1..=3 {
+        subjects.push(stream.get_raw_message(sequence).await.unwrap().subject.to_string());
+    }
+    assert_eq!(subjects, [format!("{name}.placed"), format!("{name}._"), format!("{name}._")]);
+}
+
+/// Settles that are not confirmed arrive all the same.
+#[tokio::test]
+async fn plain_acks_arrive() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let config = config(&url, "plain");
+    let builder = NatsBackend::builder(config.clone()).plain_acks();
+    let (producer, mut consumer) = builder.build_pair().await.unwrap();
+    producer.send_batch((0..100).map(|number| Message::new(number.to_string())).collect()).await.unwrap();
+    for _ in 0..100 {
+        within(consumer.receive()).await.unwrap().ack().await.unwrap();
+    }
+    let stream = jetstream(&url).await.get_stream(&config.jetstream.stream_name).await.unwrap();
+    let mut durable: PullConsumer = stream.get_consumer("worker").await.unwrap();
+    within(async {
+        while durable.info().await.unwrap().num_ack_pending > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

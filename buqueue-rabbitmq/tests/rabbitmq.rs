@@ -1,0 +1,246 @@
+//! What only RabbitMQ has: exchanges, permissions, and the level queues.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on has failed, and says so"
+)]
+
+use std::time::{Duration, Instant};
+
+use buqueue_core::{ErrorKind, Message};
+use buqueue_rabbitmq::{ExchangeConfig, ExchangeKind, RabbitMqBackend, RabbitMqBuilderExt, RabbitMqConfig};
+use chrono::{TimeDelta, Utc};
+use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
+use lapin::{Channel, Connection, ConnectionProperties};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Where a broker is; without it the test is skipped loudly, or fails where brokers are required.
+fn server(variable: &str) -> Option<String> {
+    let url = std::env::var(variable).ok();
+    if url.is_none() {
+        assert_ne!(std::env::var("BUQUEUE_TEST_REQUIRE").as_deref(), Ok("1"), "{variable} is not set");
+        println!("SKIPPED: {variable} is not set");
+    }
+    url
+}
+
+fn unique(name: &str) -> String {
+    format!("t-{name}-{}-{}", std::process::id(), Utc::now().timestamp_micros())
+}
+
+fn config(url: &str, queue: &str) -> RabbitMqConfig {
+    RabbitMqConfig { url: url.to_owned(), queue: unique(queue), ..RabbitMqConfig::default() }
+}
+
+fn bound(url: &str, exchange: &str, kind: ExchangeKind, binding_key: &str) -> RabbitMqConfig {
+    let exchange = ExchangeConfig {
+        name: exchange.to_owned(),
+        kind,
+        binding_key: binding_key.to_owned(),
+        durable: true,
+    };
+    RabbitMqConfig { exchange: Some(exchange), ..config(url, "bound") }
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(10), future).await.unwrap()
+}
+
+/// A connection of another program.
+async fn channel(url: &str) -> (Connection, Channel) {
+    let connection = Connection::connect(url, ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    (connection, channel)
+}
+
+/// Which of two queues a message comes to, sent now and scheduled.
+async fn routed(kind: ExchangeKind, keys: [&str; 2], message: Message, expected: [bool; 2]) {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
+    let exchange = unique("exchange");
+    let mut consumers = Vec::new();
+    let mut configs = Vec::new();
+    for key in keys {
+        let config = bound(&url, &exchange, kind, key);
+        consumers.push(RabbitMqBackend::builder(config.clone()).build_consumer().await.unwrap());
+        configs.push(config);
+    }
+    let producer = RabbitMqBackend::builder(configs[0].clone()).build_producer().await.unwrap();
+    producer.send(message.clone()).await.unwrap();
+    producer.send_at(message.clone(), Utc::now() + TimeDelta::milliseconds(300)).await.unwrap();
+    for (consumer, expected) in consumers.iter_mut().zip(expected) {
+        if expected {
+            for _ in 0..2 {
+                let delivery = within(consumer.receive()).await.unwrap();
+                assert_eq!(delivery.routing_key(), message.routing_key());
+                delivery.ack().await.unwrap();
+            }
+        }
+    }
+    for consumer in &mut consumers {
+        assert!(consumer.try_receive().await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn direct_exchanges_route_by_the_key() {
+    let message = Message::new("m").with_routing_key("eu.orders");
+    routed(ExchangeKind::Direct, ["eu.orders", "orders"], message, [true, false]).await;
+}
+
+#[tokio::test]
+async fn topic_exchanges_route_by_a_pattern() {
+    let message = Message::new("m").with_routing_key("orders.eu.placed");
+    routed(ExchangeKind::Topic, ["orders.#", "*.us.*"], message, [true, false]).await;
+}
+
+#[tokio::test]
+async fn fanout_exchanges_route_to_all() {
+    let message = Message::new("m").with_routing_key("anything");
+    routed(ExchangeKind::Fanout, ["", "ignored"], message, [true, true]).await;
+}
+
+#[tokio::test]
+async fn headers_exchanges_route_by_headers() {
+    let message = Message::new("m").with_header("region", "eu").with_header("kind", "order");
+    let keys = ["region=eu,kind=order", "x-match=any,region=us,kind=refund"];
+    routed(ExchangeKind::Headers, keys, message, [true, false]).await;
+}
+
+/// A message that no queue takes is an error, and the connection stays usable.
+#[tokio::test]
+async fn unroutable_is_an_error() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
+    let config = bound(&url, &unique("exchange"), ExchangeKind::Topic, "orders.#");
+    let producer = RabbitMqBackend::builder(config).build_producer().await.unwrap();
+    let error = producer.send(Message::new("m").with_routing_key("invoices")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    let batch = vec![
+        Message::new("1").with_routing_key("orders.1"),
+        Message::new("2").with_routing_key("invoices"),
+        Message::new("3").with_routing_key("orders.3"),
+    ];
+    let error = producer.send_batch(batch).await.unwrap_err();
+    let outcomes: Vec<bool> = error.outcomes().iter().map(Result::is_ok).collect();
+    assert_eq!(outcomes, [true, false, true]);
+}
+
+/// Asks the management interface.
+async fn manage(request: &str, body: &str) {
+    let url = std::env::var("BUQUEUE_TEST_RABBITMQ_MANAGEMENT").unwrap();
+    let host = url.rsplit(['@', '/']).find(|part| !part.is_empty()).unwrap().to_owned();
+    let mut connection = TcpStream::connect(&host).await.unwrap();
+    let length = body.len();
+    // `guest:guest`.
+    let request = format!(
+        "{request} HTTP/1.0\r\nhost: {host}\r\nauthorization: Basic Z3Vlc3Q6Z3Vlc3Q=\r\n\
+         content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    connection.write_all(request.as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    connection.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.contains(" 20"), "{reply}");
+}
+
+/// One who may not declare uses what is there, and is told everything that is missing where it is not.
+#[tokio::test]
+async fn a_locked_down_broker_is_verified() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
+    if server("BUQUEUE_TEST_RABBITMQ_MANAGEMENT").is_none() {
+        return;
+    }
+    let user = unique("user");
+    manage(&format!("PUT /api/users/{user}"), r#"{"password":"secret","tags":""}"#).await;
+    let permissions = r#"{"configure":"^$","write":".*","read":".*"}"#;
+    manage(&format!("PUT /api/permissions/%2F/{user}"), permissions).await;
+    let host = url.rsplit('@').next().unwrap();
+    let open = bound(&url, &unique("exchange"), ExchangeKind::Topic, "orders.#");
+    let limited = RabbitMqConfig { url: format!("amqp://{user}:secret@{host}"), ..open.clone() };
+
+    let error = RabbitMqBackend::builder(limited.clone()).build_pair().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error}");
+    let text = error.to_string();
+    for word in [
+        &open.queue,
+        &open.exchange.as_ref().unwrap().name,
+        "x-queue-type=quorum",
+        "x-delivery-limit",
+        "binding",
+        "orders.#",
+        "type=topic",
+    ] {
+        assert!(text.contains(word), "{text} does not say {word}");
+    }
+    assert!(!text.contains("secret"));
+
+    RabbitMqBackend::builder(open).build_pair().await.unwrap();
+    let (producer, mut consumer) = RabbitMqBackend::builder(limited).build_pair().await.unwrap();
+    producer.send(Message::new("m").with_routing_key("orders.1")).await.unwrap();
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+    manage(&format!("DELETE /api/users/{user}"), "").await;
+}
+
+/// A schedule thirty days out lies in the queue of its highest bit, where the broker's own means take it away.
+#[tokio::test]
+async fn a_far_schedule_is_seen_and_cancelled() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
+    let prefix = unique("far");
+    let builder = RabbitMqBackend::builder(config(&url, "far")).delay_prefix(&prefix);
+    let producer = builder.build_producer().await.unwrap();
+    producer.send_at(Message::new("far"), Utc::now() + TimeDelta::days(30)).await.unwrap();
+    // 2^31 ms are 24.9 days.
+    let level = ShortString::try_new(format!("{prefix}.delay.level-31")).unwrap();
+    let (_connection, channel) = channel(&url).await;
+    let found = channel.basic_get(level.clone(), BasicGetOptions::default()).await.unwrap().unwrap();
+    assert_eq!(found.delivery.data, b"far");
+    found.delivery.acker.ack(BasicAckOptions::default()).await.unwrap();
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let queue = channel.queue_declare(level, passive, FieldTable::default()).await.unwrap();
+    assert_eq!(queue.message_count(), 0);
+}
+
+/// What delays cost: the queues that are declared, and how long that takes once.
+#[tokio::test]
+async fn the_levels_cost_what_the_docs_say() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
+    for (name, delay, queues) in [
+        ("a second", TimeDelta::milliseconds(1000), 10),
+        ("an hour", TimeDelta::hours(1), 22),
+        ("30 days", TimeDelta::days(30), 32),
+        ("a year", TimeDelta::days(365), 35),
+    ] {
+        let prefix = unique("cost");
+        let builder = RabbitMqBackend::builder(config(&url, "cost")).delay_prefix(&prefix);
+        let producer = builder.build_producer().await.unwrap();
+        let begin = Instant::now();
+        producer.send_at(Message::new("m"), Utc::now() + delay).await.unwrap();
+        let (first, begin) = (begin.elapsed(), Instant::now());
+        producer.send_at(Message::new("m"), Utc::now() + delay).await.unwrap();
+        println!("measured {name}: {queues} level queues, first {first:?}, then {:?}", begin.elapsed());
+        let (_connection, channel) = channel(&url).await;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let highest = ShortString::try_new(format!("{prefix}.delay.level-{:02}", queues - 1)).unwrap();
+        channel.queue_declare(highest, passive, FieldTable::default()).await.unwrap();
+        let above = ShortString::try_new(format!("{prefix}.delay.level-{queues:02}")).unwrap();
+        assert!(channel.queue_declare(above, passive, FieldTable::default()).await.is_err());
+    }
+}
+
+/// A handler may send on what it received, several times: what the broker wrote about its way is not sent with it.
+#[tokio::test]
+async fn a_message_may_be_delayed_again_and_again() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
+    let (producer, mut consumer) =
+        RabbitMqBackend::builder(config(&url, "again")).build_pair().await.unwrap();
+    let soon = || Utc::now() + TimeDelta::milliseconds(30);
+    producer.send_at(Message::new("m").with_header("kept", "yes"), soon()).await.unwrap();
+    for _ in 0..4 {
+        let delivery = within(consumer.receive()).await.unwrap();
+        assert_eq!(delivery.headers().iter().map(|(name, _)| name).collect::<Vec<_>>(), ["kept"]);
+        let again = Message::new(delivery.payload().clone()).with_headers(delivery.headers().clone());
+        producer.send_at(again, soon()).await.unwrap();
+        delivery.ack().await.unwrap();
+    }
+}
