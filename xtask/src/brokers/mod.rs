@@ -39,7 +39,7 @@ pub const ABOUT: &str =
 
     NAME is one of redis, nats, rabbitmq, kafka, sqs (all five where none is given), or one more
     set-up: redis-auth, redis-tls, redis-sentinel, redis-cluster (redis-all is every Redis), nats-auth,
-    and the older servers nats-2.10 and nats-2.9.
+    the older servers nats-2.10 and nats-2.9, and the newer rabbitmq-4.0 and rabbitmq-4.3 (as root).
     BUQUEUE_TEST_REDIS, _NATS, _RABBITMQ, _KAFKA or _SQS makes that endpoint be used as it is.
 ";
 
@@ -110,6 +110,8 @@ const BROKERS: &[&dyn Broker] = &[
     &nats::NATS_AUTH,
     &nats::NATS_2_10,
     &nats::NATS_2_9,
+    &rabbitmq::RABBITMQ_4_0,
+    &rabbitmq::RABBITMQ_4_3,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -117,6 +117,41 @@ impl Unpacked {
         Ok(unpacked)
     }
 
+    /// A whole system of another suite with these packages, to be entered with `chroot`: for programs that need that
+    /// suite's libraries. Needs root.
+    pub fn root_of_suite(cache: &Path, name: &str, suite: &str, packages: &[&str]) -> Result<Self> {
+        if let Some(found) = Self::find(cache, name) {
+            return Ok(found);
+        }
+        if find_program("mmdebstrap").is_none() {
+            install_in_system(&["mmdebstrap"])?;
+        }
+        if output(Command::new("id").arg("-u"))?.trim() != "0" {
+            bail!("{name}: only root may enter the system that it runs in");
+        }
+        installing(name);
+        const BASE: &str = "dash,bash,coreutils,sed,grep,procps,base-files,base-passwd,libc-bin,util-linux,init-system-helpers";
+        let target = Self::at(cache, name);
+        let mirror = system_mirror()?;
+        retried(
+            || {
+                let _ = fs::remove_dir_all(&target.root);
+                let mut command = Command::new("mmdebstrap");
+                command.args(["--mode=root", "--variant=extract"]);
+                // Mirrors may lag behind the testing suites' short-lived index files.
+                command.arg("--aptopt=Acquire::Check-Valid-Until \"false\"");
+                command.arg(format!("--include={},{BASE}", packages.join(","))).arg(suite).arg(&target.root);
+                output(command.arg(format!("deb [signed-by={KEYRING}] {mirror} {suite} main"))).map(drop)
+            },
+            || (),
+        )?;
+        // Not configured, so these are not there; Erlang asks for both.
+        fs::write(target.root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
+        fs::write(target.root.join("etc/hosts"), "127.0.0.1 localhost\n::1 localhost\n")?;
+        fs::write(target.root.join(".complete"), "")?;
+        Ok(target)
+    }
+
     fn unpack(cache: &Path, name: &str, download: &mut Command) -> Result<Self> {
         let target = Self::at(cache, name);
         let _ = fs::remove_dir_all(&target.root);

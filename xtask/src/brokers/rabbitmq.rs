@@ -11,71 +11,131 @@ use super::{Broker, Endpoint};
 use crate::error::{Context, Result, bail};
 use crate::process::{Run, Service, find_program};
 
-pub struct RabbitMq;
+pub struct RabbitMq {
+    name: &'static str,
+    /// Where the AMQP port lies; those of management, distribution and the port mapper follow it.
+    port: u16,
+    /// The suite of a newer version, which runs in a root of its own; `None`: the system's.
+    suite: Option<&'static str>,
+}
 
-pub const RABBITMQ: RabbitMq = RabbitMq;
+pub const RABBITMQ: RabbitMq = RabbitMq { name: "rabbitmq", port: 17672, suite: None };
+pub const RABBITMQ_4_0: RabbitMq = RabbitMq { name: "rabbitmq-4.0", port: 17772, suite: Some("trixie") };
+pub const RABBITMQ_4_3: RabbitMq = RabbitMq { name: "rabbitmq-4.3", port: 17872, suite: Some("forky") };
 
-const PORT: u16 = 17672;
-const MANAGEMENT_PORT: u16 = 17673;
-const DISTRIBUTION_PORT: u16 = 17674;
-/// The Erlang port mapper's: with one of our own, other Erlang programs of this machine are none of our business.
-const EPMD_PORT: u16 = 17675;
+impl RabbitMq {
+    fn management_port(&self) -> u16 {
+        self.port + 1
+    }
+
+    fn distribution_port(&self) -> u16 {
+        self.port + 2
+    }
+
+    /// The Erlang port mapper's: with one of our own, other Erlang programs of this machine are none of our business.
+    fn epmd_port(&self) -> u16 {
+        self.port + 3
+    }
+}
 
 impl Broker for RabbitMq {
     fn name(&self) -> &'static str {
-        "rabbitmq"
+        self.name
+    }
+
+    fn is_default(&self) -> bool {
+        self.suite.is_none()
+    }
+
+    fn in_compose(&self) -> bool {
+        self.suite.is_none()
     }
 
     fn endpoints(&self, _run: &Run) -> Vec<Endpoint> {
         vec![
             Endpoint {
                 variable: "BUQUEUE_TEST_RABBITMQ",
-                value: format!("amqp://guest:guest@127.0.0.1:{PORT}/%2f"),
+                value: format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port),
             },
             Endpoint {
                 variable: "BUQUEUE_TEST_RABBITMQ_MANAGEMENT",
-                value: format!("http://guest:guest@127.0.0.1:{MANAGEMENT_PORT}"),
+                value: format!("http://guest:guest@127.0.0.1:{}", self.management_port()),
             },
         ]
     }
 
     fn install(&self, cache: &Path) -> Result<()> {
-        if installed().is_none() {
+        if let Some(suite) = self.suite {
+            Unpacked::root_of_suite(cache, self.name, suite, &["rabbitmq-server"])?;
+        } else if installed().is_none() {
             Unpacked::of_system(cache, "rabbitmq", &["rabbitmq-server"])?;
         }
         Ok(())
     }
 
     fn services(&self, cache: &Path, run: &Run) -> Result<Vec<Service>> {
+        // What the server reads and writes lies in its own root, where it has one.
+        let root =
+            self.suite.and_then(|_| Unpacked::find(cache, self.name)).map(|unpacked| unpacked.path(""));
+        let inside = Run::new(match &root {
+            Some(root) => root.join("var/tmp/buqueue"),
+            None => run.dir.clone(),
+        });
+        if root.is_some() && !run.path("kept").exists() {
+            // The record of a run that was wiped takes its data with it.
+            let _ = fs::remove_dir_all(&inside.dir);
+            run.write("kept", "")?;
+        }
+        inside.create()?;
         let config = format!(
-            "listeners.tcp.1 = 127.0.0.1:{PORT}\n\
-             management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {MANAGEMENT_PORT}\n"
+            "listeners.tcp.1 = 127.0.0.1:{}\n\
+             management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n",
+            self.port,
+            self.management_port()
         );
-        run.write("rabbitmq.conf", &config)?;
-        run.write("enabled_plugins", "[rabbitmq_management].\n")?;
+        inside.write("rabbitmq.conf", &config)?;
+        inside.write("enabled_plugins", "[rabbitmq_management].\n")?;
+        let seen = |path: PathBuf| match &root {
+            Some(root) => Path::new("/").join(path.strip_prefix(root).unwrap_or(&path)),
+            None => path,
+        };
         let environment = |command: &mut Command| -> Result<()> {
             command
-                .current_dir(&run.dir)
-                .env("HOME", &run.dir)
+                .current_dir(&inside.dir)
+                .env("HOME", seen(inside.dir.clone()))
                 .env("LANG", "C.UTF-8")
                 .env("RABBITMQ_NODENAME", "buqueue@localhost")
-                .env("RABBITMQ_CONFIG_FILE", run.path("rabbitmq"))
+                .env("RABBITMQ_CONFIG_FILE", seen(inside.path("rabbitmq")))
                 .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
-                .env("RABBITMQ_ENABLED_PLUGINS_FILE", run.path("enabled_plugins"))
-                .env("RABBITMQ_MNESIA_BASE", run.folder("data")?)
-                .env("RABBITMQ_LOG_BASE", run.folder("log")?)
+                .env("RABBITMQ_ENABLED_PLUGINS_FILE", seen(inside.path("enabled_plugins")))
+                .env("RABBITMQ_MNESIA_BASE", seen(inside.folder("data")?))
+                .env("RABBITMQ_LOG_BASE", seen(inside.folder("log")?))
                 .env("RABBITMQ_LOGS", "-")
-                .env("RABBITMQ_PID_FILE", run.path("beam"))
-                .env("RABBITMQ_DIST_PORT", DISTRIBUTION_PORT.to_string())
+                .env("RABBITMQ_PID_FILE", seen(inside.path("beam")))
+                .env("RABBITMQ_DIST_PORT", self.distribution_port().to_string())
                 .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-                .env("ERL_EPMD_PORT", EPMD_PORT.to_string())
+                .env("ERL_EPMD_PORT", self.epmd_port().to_string())
                 .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}")
                 // The script then becomes the server, instead of waiting for it as its parent:
                 // the pid that is remembered, signalled and killed is the server's.
                 .env("RUNNING_UNDER_SYSTEMD", "true");
             Ok(())
         };
-        let (mut mapper, mut server) = match installed() {
+        let (mut mapper, mut server) = match installed().filter(|_| root.is_none()) {
+            _ if root.is_some() => {
+                let entering = |program: &str| {
+                    // The server reads `/proc`. In a mount namespace of its own, which ends with it; every step
+                    // becomes the next, so that the pid stays.
+                    let mut command = Command::new("unshare");
+                    command.args(["--mount", "/bin/sh", "-c"]);
+                    command.arg("mount -t proc proc \"$0/proc\" && exec chroot \"$0\" \"$@\"");
+                    command.args(root.iter()).arg(program);
+                    // The system's own may have folders that are not there.
+                    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+                    command
+                };
+                (entering("/usr/bin/epmd"), entering("/usr/lib/rabbitmq/bin/rabbitmq-server"))
+            }
             Some(server) => {
                 (Command::new(find_program("epmd").unwrap_or("epmd".into())), Command::new(server))
             }
@@ -85,11 +145,11 @@ impl Broker for RabbitMq {
         environment(&mut server)?;
         Ok(vec![
             // The server would start one by itself, as a daemon that outlives it and that nobody remembers.
-            Service { name: "epmd", command: mapper, ports: vec![EPMD_PORT] },
+            Service { name: "epmd", command: mapper, ports: vec![self.epmd_port()] },
             Service {
                 name: "rabbitmq",
                 command: server,
-                ports: vec![PORT, MANAGEMENT_PORT, DISTRIBUTION_PORT],
+                ports: vec![self.port, self.management_port(), self.distribution_port()],
             },
         ])
     }
