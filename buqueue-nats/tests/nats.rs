@@ -193,6 +193,15 @@ async fn a_limited_user_uses_what_is_there() {
     within(consumer.receive()).await.unwrap().ack().await.unwrap();
 }
 
+/// A token in the URL opens the door.
+#[tokio::test]
+async fn a_token_in_the_url_is_shown() {
+    let Some(url) = server("BUQUEUE_TEST_NATS_TOKEN") else { return };
+    let (producer, mut consumer) = NatsBackend::builder(config(&url, "token")).build_pair().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+}
+
 /// Of several servers, the first that answers will do.
 #[tokio::test]
 async fn a_dead_server_among_several_is_passed_over() {

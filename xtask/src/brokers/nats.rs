@@ -37,6 +37,8 @@ pub const NATS_2_9: Nats =
 pub const NATS_AUTH: Nats = Nats { name: "nats-auth", port: 14422, monitor_port: 18422, setup: Setup::Auth };
 
 const OLDEST: (u32, u32) = (2, 12);
+/// Whoever knows the token.
+const TOKEN: &str = "authorization { token: token }\n";
 /// One who may do everything, and one who may not create.
 const USERS: &str = r#"authorization {
   users: [
@@ -72,6 +74,10 @@ impl Broker for Nats {
             Setup::Auth => vec![
                 endpoint("BUQUEUE_TEST_NATS_AUTH", "user:password@"),
                 endpoint("BUQUEUE_TEST_NATS_LIMITED", "limited:password@"),
+                Endpoint {
+                    variable: "BUQUEUE_TEST_NATS_TOKEN",
+                    value: format!("nats://token@127.0.0.1:{}", port + 1),
+                },
             ],
         }
     }
@@ -107,19 +113,22 @@ impl Broker for Nats {
             Setup::Current | Setup::Auth => server(cache),
         };
         let Some(program) = program else { bail!("no nats-server") };
-        let mut config = format!(
-            "listen: 127.0.0.1:{}\nhttp: 127.0.0.1:{}\nserver_name: {}\njetstream {{ store_dir: \"{}\" }}\n",
-            self.port,
-            self.monitor_port,
-            self.name,
-            run.folder("data")?.display()
-        );
-        if matches!(self.setup, Setup::Auth) {
-            config.push_str(USERS);
+        let service = |name: &'static str, at: u16, users: &str| -> Result<Service> {
+            let (port, monitor_port) = (self.port + at, self.monitor_port + at);
+            let config = format!(
+                "listen: 127.0.0.1:{port}\nhttp: 127.0.0.1:{monitor_port}\nserver_name: {}-{at}\n\
+                 jetstream {{ store_dir: \"{}\" }}\n{users}",
+                self.name,
+                run.folder(&format!("data-{name}"))?.display()
+            );
+            let mut command = Command::new(&program);
+            command.arg("--config").arg(run.write(&format!("{name}.conf"), &config)?).current_dir(&run.dir);
+            Ok(Service { name, command, ports: vec![port, monitor_port] })
+        };
+        match self.setup {
+            Setup::Auth => Ok(vec![service("users", 0, USERS)?, service("token", 1, TOKEN)?]),
+            Setup::Current | Setup::Older { .. } => Ok(vec![service("nats", 0, "")?]),
         }
-        let mut command = Command::new(program);
-        command.arg("--config").arg(run.write("nats.conf", &config)?).current_dir(&run.dir);
-        Ok(vec![Service { name: "nats", command, ports: vec![self.port, self.monitor_port] }])
     }
 
     fn probe(&self, _cache: &Path, endpoints: &[Endpoint]) -> Result<String> {
