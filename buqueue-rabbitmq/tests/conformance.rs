@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use buqueue_conformance::{Excluded, Foreign, Harness, Hook, Setup, Skip};
@@ -23,13 +24,15 @@ struct Classic(Broker);
 
 struct Broker {
     url: String,
+    /// In the case that this was found for.
+    restarted: AtomicBool,
 }
 
 impl Broker {
     fn find() -> Result<Self, Skip> {
         let url = std::env::var("BUQUEUE_TEST_RABBITMQ")
             .map_err(|_| Skip::new("BUQUEUE_TEST_RABBITMQ is not set"))?;
-        Ok(Self { url })
+        Ok(Self { url, restarted: AtomicBool::new(false) })
     }
 
     /// The URL with another host, user or password.
@@ -72,7 +75,9 @@ impl Broker {
             }
         };
         // A quorum queue that was declared a moment before the broker is killed is lost with everything in it.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        if !self.restarted.swap(true, Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+        }
         // Given an endpoint, it would take the broker for somebody else's.
         let output =
             command.args(["brokers", "restart", &setup]).env_remove("BUQUEUE_TEST_RABBITMQ").output().await;
