@@ -5,16 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buqueue_core::driver::{self, Closer, Received};
-use buqueue_core::{Mailbox, QueueFuture, Result};
+use buqueue_core::{QueueFuture, Result};
 
 use crate::connection::Connector;
 use crate::lease::{Delivered, Held, Session};
-use crate::reader::{Reader, Shared};
+use crate::reader::Reader;
 
 /// Receives from a queue.
 #[derive(Debug)]
 pub struct RabbitMqConsumer {
-    shared: Arc<Shared>,
+    session: Arc<Session>,
     /// On their way out; empty between calls.
     taken: Vec<Held>,
 }
@@ -22,14 +22,13 @@ pub struct RabbitMqConsumer {
 impl RabbitMqConsumer {
     /// Starts the reader, which ends when the consumer is closed or dropped.
     pub(crate) async fn start(session: Arc<Session>, connector: Connector) -> Result<Self> {
-        let shared = Arc::new(Shared { session, mailbox: Mailbox::default() });
-        let reader = Reader::start(Arc::clone(&shared), connector).await?;
+        let reader = Reader::start(Arc::clone(&session), connector).await?;
         tokio::spawn(reader.run());
-        Ok(Self { shared, taken: Vec::new() })
+        Ok(Self { session, taken: Vec::new() })
     }
 
     fn hand_out(&mut self, out: &mut Vec<Received>) {
-        let session = &self.shared.session;
+        let session = &self.session;
         out.extend(self.taken.drain(..).filter(|held| held.epoch.is_alive()).map(|held| {
             let delivery_count = held.story.failures.saturating_add(1);
             let first_failed_at = Delivered::first_failed_at(session, &held);
@@ -41,23 +40,23 @@ impl RabbitMqConsumer {
 
 impl driver::Consumer for RabbitMqConsumer {
     fn fetch_ready(&mut self, max: NonZeroUsize, out: &mut Vec<Received>) -> Result<()> {
-        self.shared.mailbox.take(max.get(), |_| true, &mut self.taken);
+        self.session.mailbox.take(max.get(), |_| true, &mut self.taken);
         self.hand_out(out);
         Ok(())
     }
 
     async fn fetch(&mut self, max: NonZeroUsize, wait: Duration, out: &mut Vec<Received>) -> Result<()> {
-        let fetched = self.shared.mailbox.fetch(max.get(), wait, |_| true, &mut self.taken).await;
+        let fetched = self.session.mailbox.fetch(max.get(), wait, |_| true, &mut self.taken).await;
         self.hand_out(out);
         fetched
     }
 
     fn closer(&self) -> Arc<dyn Closer> {
-        Arc::clone(&self.shared) as Arc<dyn Closer>
+        Arc::clone(&self.session) as Arc<dyn Closer>
     }
 }
 
-impl Closer for Shared {
+impl Closer for Session {
     fn close(&self) -> QueueFuture<'_, Result<()>> {
         self.mailbox.close();
         QueueFuture::pending(async move {
@@ -69,6 +68,6 @@ impl Closer for Shared {
 
 impl Drop for RabbitMqConsumer {
     fn drop(&mut self) {
-        self.shared.mailbox.close();
+        self.session.mailbox.close();
     }
 }

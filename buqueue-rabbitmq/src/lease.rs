@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use buqueue_core::driver::Lease;
 use buqueue_core::{
-    BuqueueError, Coalescer, ErrorKind, FirstFailures, Message, MessageId, QueueFuture, Result,
+    BuqueueError, Coalescer, ErrorKind, FirstFailures, Mailbox, Message, MessageId, QueueFuture, Result,
 };
 use chrono::{DateTime, Utc};
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
@@ -23,9 +23,13 @@ use crate::publisher::Publisher;
 
 /// Settles that go to the connection together.
 const SETTLES_AT_ONCE: usize = 1000;
+/// How long a consumer may take to end.
+pub(crate) const CLOSING: Duration = Duration::from_secs(2);
 
-/// What a consumer and its deliveries share. Outlives the consumer.
+/// What a consumer, its reader and its deliveries share. Outlives the consumer.
 pub(crate) struct Session {
+    /// From the reader to the consumer.
+    pub(crate) mailbox: Mailbox<Held>,
     pub(crate) publisher: Publisher,
     pub(crate) queue_type: QueueType,
     failures: FirstFailures<String>,
@@ -40,7 +44,22 @@ impl fmt::Debug for Session {
 
 impl Session {
     pub(crate) fn new(publisher: Publisher, queue_type: QueueType) -> Self {
-        Self { publisher, queue_type, failures: FirstFailures::default(), runtime: Handle::current() }
+        Self {
+            mailbox: Mailbox::default(),
+            publisher,
+            queue_type,
+            failures: FirstFailures::default(),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// A consumer that is closed takes nothing more from the queue: what is given back while it is still ending would
+    /// come to it again, unseen and counted.
+    async fn ended_if_closed(&self) {
+        if self.mailbox.wishes().closed {
+            // Should it not end in time, an attempt more is counted.
+            drop(timeout(CLOSING, self.mailbox.finished()).await);
+        }
     }
 }
 
@@ -228,10 +247,12 @@ impl Delivered {
         }
         if after.is_zero() && self.session.queue_type == QueueType::Quorum {
             self.session.failures.of(&held.id);
+            self.session.ended_if_closed().await;
             return held.epoch.requeue(held.tag).await;
         }
         let runtime = self.session.runtime.clone();
         let replacing = runtime.spawn(async move {
+            self.session.ended_if_closed().await;
             let replaced = self.replace(after).await;
             if replaced.is_err() {
                 // Otherwise it would stay ours for as long as the channel lives.
@@ -278,7 +299,10 @@ impl Lease for Delivered {
     }
 
     fn release(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
-        QueueFuture::pending(self.held.epoch.requeue(self.held.tag))
+        QueueFuture::pending(async {
+            self.session.ended_if_closed().await;
+            self.held.epoch.requeue(self.held.tag).await
+        })
     }
 
     fn extend(&self, _index: u32, _by: Duration) -> QueueFuture<'_, Result<()>> {

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use buqueue_core::{BuqueueError, ErrorKind, Mailbox, Result};
+use buqueue_core::{BuqueueError, ErrorKind, Result};
 use futures_util::future::join_all;
 use futures_util::stream::{SelectAll, once};
 use futures_util::{Stream, StreamExt};
@@ -27,7 +27,7 @@ use crate::config::{QueueType, RabbitMqOptions, short};
 use crate::connection::Connector;
 use crate::convert;
 use crate::error;
-use crate::lease::{Epoch, Held, Session};
+use crate::lease::{CLOSING, Epoch, Held, Session};
 use crate::topology;
 
 /// A consumer that nobody has polled for this long stops taking messages from others.
@@ -36,15 +36,6 @@ const IDLE: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_secs(5);
 /// A prompt look waits this long for a message that the broker has.
 const LOOK: Duration = Duration::from_millis(60);
-/// How long closing waits.
-const CLOSING: Duration = Duration::from_secs(2);
-
-/// What the reader and its consumer share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) session: Arc<Session>,
-    pub(crate) mailbox: Mailbox<Held>,
-}
 
 type Deliveries = Pin<Box<dyn Stream<Item = Option<lapin::Result<Delivery>>> + Send + Sync>>;
 
@@ -76,7 +67,7 @@ impl Subscriptions {
 
 /// Consumes.
 pub(crate) struct Reader {
-    shared: Arc<Shared>,
+    session: Arc<Session>,
     connector: Connector,
     epoch: Option<Arc<Epoch>>,
     subscriptions: Subscriptions,
@@ -94,9 +85,9 @@ enum Step {
 }
 
 impl Reader {
-    pub(crate) async fn start(shared: Arc<Shared>, connector: Connector) -> Result<Self> {
+    pub(crate) async fn start(session: Arc<Session>, connector: Connector) -> Result<Self> {
         let mut reader = Self {
-            shared,
+            session,
             connector,
             epoch: None,
             subscriptions: Subscriptions::default(),
@@ -130,12 +121,12 @@ impl Reader {
             }
         }
         self.finish().await;
-        self.shared.mailbox.finish();
+        self.session.mailbox.finish();
     }
 
     /// What is to be done now.
     fn step(&mut self) -> Step {
-        let wishes = self.shared.mailbox.wishes();
+        let wishes = self.session.mailbox.wishes();
         if wishes.closed {
             return Step::Stop;
         }
@@ -191,7 +182,7 @@ impl Reader {
     async fn connect(&mut self) -> Result<()> {
         self.subscriptions = Subscriptions::default();
         // Deliveries of the channel before are the broker's again.
-        drop(self.shared.mailbox.take_back(|held| !held.epoch.is_alive()));
+        drop(self.session.mailbox.take_back(|held| !held.epoch.is_alive()));
         self.epoch = None;
         let connection = self.connector.connect().await?;
         let limit = self.options().config.connection_timeout;
@@ -310,16 +301,16 @@ impl Reader {
         let until = Instant::now() + LOOK;
         let mut done = Ok(());
         while !self.subscriptions.is_empty()
-            && self.shared.mailbox.wishes().ready == 0
+            && self.session.mailbox.wishes().ready == 0
             && Instant::now() < until
         {
             done = self.wait(Some(until)).await;
-            if done.is_err() || self.shared.mailbox.wishes().closed {
+            if done.is_err() || self.session.mailbox.wishes().closed {
                 break;
             }
         }
         if done.is_ok() {
-            self.shared.mailbox.answer(looks);
+            self.session.mailbox.answer(looks);
         }
         done
     }
@@ -347,7 +338,7 @@ impl Reader {
                     Err(error::lost("consume"))
                 }
             },
-            () = self.shared.mailbox.changed() => Ok(()),
+            () = self.session.mailbox.changed() => Ok(()),
             () = late => Ok(()),
         }
     }
@@ -387,7 +378,7 @@ impl Reader {
         self.subscriptions.heard = Some(Instant::now());
         self.subscriptions.delivered += 1;
         self.subscriptions.failed |= failed;
-        self.shared.mailbox.push(held);
+        self.session.mailbox.push(held);
         Ok(())
     }
 
@@ -396,7 +387,7 @@ impl Reader {
     async fn count(&mut self, held: Held) -> Result<()> {
         let epoch = Arc::clone(&held.epoch);
         let tag = held.tag;
-        let counted = crate::lease::Delivered::new(Arc::clone(&self.shared.session), held).recount().await;
+        let counted = crate::lease::Delivered::new(Arc::clone(&self.session), held).recount().await;
         if counted.is_err() {
             // It is still there: again, after the back-off.
             drop(epoch.requeue(tag).await);
@@ -405,7 +396,7 @@ impl Reader {
     }
 
     fn fail(&mut self, error: BuqueueError) {
-        let mailbox = &self.shared.mailbox;
+        let mailbox = &self.session.mailbox;
         self.failed_at_call = Some(mailbox.wishes().calls);
         mailbox.fail(error);
     }
@@ -414,7 +405,7 @@ impl Reader {
     async fn finish(&mut self) {
         let finishing = async {
             drop(self.cancel().await);
-            let left = self.shared.mailbox.take_back(|_| true);
+            let left = self.session.mailbox.take_back(|_| true);
             join_all(left.iter().map(|held| held.epoch.requeue(held.tag))).await;
         };
         // What cannot be given back comes back with the channel's end.

@@ -2,6 +2,7 @@
 //! back by itself.
 
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -260,6 +261,7 @@ pub(crate) struct Commands {
     /// Held while connecting, so that many callers make one attempt.
     connecting: tokio::sync::Mutex<()>,
     timeout: Duration,
+    breaks: AtomicU64,
 }
 
 struct Slot {
@@ -279,7 +281,7 @@ impl Commands {
     pub(crate) async fn connect(connector: Arc<Connector>, timeout: Duration) -> RedisResult<Self> {
         let link = connector.connect().await?;
         let slot = Mutex::new(Slot { link: Some(link), attempts: 1, failure: None });
-        Ok(Self { connector, slot, connecting: tokio::sync::Mutex::new(()), timeout })
+        Ok(Self { connector, slot, connecting: tokio::sync::Mutex::new(()), timeout, breaks: AtomicU64::new(0) })
     }
 
     /// Sends one command.
@@ -311,6 +313,11 @@ impl Commands {
         self.timeout
     }
 
+    /// How often the connection was found dead. When this one is, others to the same server may be.
+    pub(crate) fn breaks(&self) -> u64 {
+        self.breaks.load(Ordering::Relaxed)
+    }
+
     /// Gives the connection up: the next command opens another.
     pub(crate) fn reset(&self) {
         self.slot().link = None;
@@ -328,6 +335,7 @@ impl Commands {
         if let (Err(error), Some(attempt)) = (&outcome, used)
             && error::breaks_connection(error)
         {
+            self.breaks.fetch_add(1, Ordering::Relaxed);
             let mut slot = self.slot();
             if slot.attempts == attempt {
                 slot.link = None;

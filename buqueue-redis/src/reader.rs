@@ -29,6 +29,8 @@ const BLOCK_SHORT: Duration = Duration::from_millis(250);
 const GRACE: Duration = Duration::from_secs(3);
 /// And at most, over a slow network.
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
+/// How long a connection may take to answer that it lives, when another one was found dead.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
 /// Patience that was not needed for this long goes back to what it was.
 const RELAX: Duration = Duration::from_secs(120);
 /// What one read of each stream may bring, as far as the sizes of the entries before tell.
@@ -333,6 +335,8 @@ impl Pace {
 
 struct ReaderLink {
     link: Link,
+    /// The breaks of the command connection when this one was last known to live.
+    breaks: u64,
     /// The server's name for this connection, by which a blocking read is ended.
     client_id: Option<i64>,
 }
@@ -374,13 +378,14 @@ impl Reader {
     }
 
     async fn name(&self, mut link: Link) -> ReaderLink {
+        let breaks = self.shared.session.commands.breaks();
         let client_id = if self.connector.is_cluster() {
             None
         } else {
             let id = timeout(GRACE, link.query(redis::cmd("CLIENT").arg("ID"))).await;
             id.ok().and_then(Result::ok).as_ref().and_then(convert::number)
         };
-        ReaderLink { link, client_id }
+        ReaderLink { link, breaks, client_id }
     }
 
     /// Reads until the consumer is closed, then gives back what nobody took.
@@ -490,6 +495,8 @@ impl Reader {
     fn disconnect(&mut self) {
         self.link = None;
         if self.unanswered.is_some_and(|request| request.timed_out) {
+            // It goes the same way, and may be as dead; what waits for it there is not disturbed.
+            self.shared.session.commands.reset();
             self.pace.most = 1;
             let mut state = self.shared.state();
             state.ahead = 0;
@@ -765,6 +772,15 @@ impl Reader {
     }
 
     async fn ensure_link(&mut self) -> RedisResult<()> {
+        let breaks = self.shared.session.commands.breaks();
+        if let Some(reader) = self.link.as_mut().filter(|reader| reader.breaks != breaks) {
+            // Cheaper than to find out by a read that is not answered.
+            let answer = timeout(SIGN_OF_LIFE, reader.link.query(&redis::cmd("PING"))).await;
+            reader.breaks = breaks;
+            if !matches!(answer, Ok(Ok(_))) {
+                self.disconnect();
+            }
+        }
         if self.link.is_none() {
             let link = self.connector.reconnect().await?;
             self.link = Some(self.name(link).await);
