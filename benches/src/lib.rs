@@ -1,5 +1,8 @@
 //! What the benchmarks share: fair rounds, ratios, an allocation counter.
 
+pub mod contest;
+pub mod work;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::future::Future;
 use std::sync::Arc;

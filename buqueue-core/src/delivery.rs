@@ -175,9 +175,10 @@ impl Delivery {
             from = to;
         }
         let mut first_failure = Ok(());
-        for (delivery, ack) in acks {
+        // The last first: when it is done, those before it mostly are, and one wake was enough for all.
+        for (delivery, ack) in acks.into_iter().rev() {
             let outcome = ack.await.map_err(|error| delivery.stamp(error, "ack"));
-            first_failure = first_failure.and(outcome);
+            first_failure = outcome.and(first_failure);
         }
         // Counted off together: the count is the one thing that all of them share.
         for run in deliveries.chunk_by_mut(|a, b| Arc::ptr_eq(&a.shared, &b.shared)) {

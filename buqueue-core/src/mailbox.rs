@@ -80,16 +80,17 @@ impl<T> fmt::Debug for Mailbox<T> {
 
 /// The consumer's side.
 impl<T> Mailbox<T> {
-    /// Takes up to `max` of what is ready, as long as the first is `fresh`; tells how many.
-    pub fn take(&self, max: usize, fresh: impl Fn(&T) -> bool, out: &mut Vec<T>) -> usize {
+    /// Takes up to `max` of what is ready, as long as the first is `fresh` now; tells how many.
+    pub fn take(&self, max: usize, fresh: impl Fn(&T, Instant) -> bool, out: &mut Vec<T>) -> usize {
         let mut state = self.lock();
-        if state.wishes.closed {
+        if state.wishes.closed || state.ready.is_empty() {
             return 0;
         }
-        let count = state.ready.iter().take(max).take_while(|item| fresh(item)).count();
+        let now = Instant::now();
+        let count = state.ready.iter().take(max).take_while(|item| fresh(item, now)).count();
         if count > 0 {
             out.extend(state.ready.drain(..count));
-            state.wishes.last_take = Some(Instant::now());
+            state.wishes.last_take = Some(now);
             // Who waited has something now.
             state.wishes.demand = 0;
             state.wishes.taken += u64::try_from(count).unwrap_or(u64::MAX);
@@ -109,7 +110,7 @@ impl<T> Mailbox<T> {
         &self,
         max: usize,
         wait: Duration,
-        fresh: impl Fn(&T) -> bool,
+        fresh: impl Fn(&T, Instant) -> bool,
         out: &mut Vec<T>,
     ) -> Result<()> {
         if self.take(max, &fresh, out) > 0 {
@@ -187,6 +188,12 @@ impl<T> Mailbox<T> {
         self.arrived.notify_one();
     }
 
+    /// Hands several messages over.
+    pub fn push_all(&self, items: impl IntoIterator<Item = T>) {
+        self.lock().ready.extend(items);
+        self.arrived.notify_one();
+    }
+
     /// Answers all looks up to this number.
     pub fn answer(&self, looks: u64) {
         let mut state = self.lock();
@@ -255,7 +262,7 @@ mod tests {
     use super::*;
     use crate::ErrorKind;
 
-    const ANY: fn(&u32) -> bool = |_| true;
+    const ANY: fn(&u32, Instant) -> bool = |_, _| true;
 
     #[tokio::test(start_paused = true)]
     async fn a_cancelled_call_takes_nothing() {

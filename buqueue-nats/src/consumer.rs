@@ -7,6 +7,7 @@ use std::time::Duration;
 use buqueue_core::driver::{self, Closer, Received};
 use buqueue_core::{QueueFuture, Result};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::config::NatsOptions;
 use crate::delay;
@@ -46,9 +47,9 @@ impl NatsConsumer {
     }
 
     /// Whether there is time left to handle it.
-    fn is_fresh(&self) -> impl Fn(&Held) -> bool + use<> {
+    fn is_fresh(&self) -> impl Fn(&Held, Instant) -> bool + use<> {
         let limit = self.shared.stale_after();
-        move |held| held.received_at.elapsed() < limit
+        move |held, now| now.saturating_duration_since(held.received_at) < limit
     }
 
     fn hand_out(&mut self, out: &mut Vec<Received>) {

@@ -5,6 +5,7 @@
 //! one header [`ENCODED`], and when all headers together are too many for JetStream (64 KiB) they are written before
 //! the payload.
 
+use async_nats::Subject;
 use async_nats::header::{HeaderMap, HeaderName, HeaderValue};
 use buqueue_core::{Headers, Message, percent};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -36,28 +37,28 @@ const NATIVE_MAX: usize = 48 * 1024;
 #[derive(Debug, Clone)]
 pub(crate) struct Subjects {
     patterns: Vec<String>,
-    default: String,
+    default: Subject,
 }
 
 impl Subjects {
     pub(crate) fn new(config: &JetStreamConfig) -> Self {
         // An empty list does not pass the validation.
         let first = config.subjects.first().map_or("", String::as_str);
-        Self { patterns: config.subjects.clone(), default: subject::default_of(first) }
+        Self { patterns: config.subjects.clone(), default: subject::default_of(first).into() }
     }
 
     /// The subject to publish to, and whether the key must travel beside it.
-    fn of<'a>(&'a self, key: Option<&'a str>) -> (&'a str, bool) {
+    fn of(&self, key: Option<&str>) -> (Subject, bool) {
         match key {
-            None => (&self.default, false),
+            None => (self.default.clone(), false),
             Some(key)
-                if key != self.default
+                if key != self.default.as_str()
                     && subject::is_literal(key)
                     && self.patterns.iter().any(|pattern| subject::covers(pattern, key)) =>
             {
-                (key, false)
+                (key.into(), false)
             }
-            Some(_) => (&self.default, true),
+            Some(_) => (self.default.clone(), true),
         }
     }
 }
@@ -65,7 +66,7 @@ impl Subjects {
 /// What is published.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
-    pub(crate) subject: String,
+    pub(crate) subject: Subject,
     pub(crate) headers: HeaderMap,
     pub(crate) payload: Bytes,
 }
@@ -73,11 +74,7 @@ pub(crate) struct Outgoing {
 impl Outgoing {
     pub(crate) fn new(message: &Message, subjects: &Subjects) -> Self {
         let (subject, key_beside) = subjects.of(message.routing_key());
-        let mut outgoing = Self {
-            subject: subject.to_owned(),
-            headers: HeaderMap::new(),
-            payload: message.payload().clone(),
-        };
+        let mut outgoing = Self { subject, headers: HeaderMap::new(), payload: message.payload().clone() };
         if let Some(key) = message.routing_key().filter(|_| key_beside) {
             outgoing.set(KEY, &percent::encode(key));
         }
@@ -141,7 +138,7 @@ impl Outgoing {
 
     /// Turns the message into an order to the server: publish it at `due`. `subject` is the schedule's own.
     pub(crate) fn schedule(mut self, subject: String, due: DateTime<Utc>) -> Self {
-        let target = std::mem::replace(&mut self.subject, subject);
+        let target = std::mem::replace(&mut self.subject, subject.into());
         // Rounded up, so that what is cut off does not make it early.
         let due = due + TimeDelta::microseconds(999);
         self.set("Nats-Schedule", &format!("@at {}", due.to_rfc3339_opts(SecondsFormat::Millis, true)));
@@ -153,7 +150,7 @@ impl Outgoing {
 
     /// Turns the message into one for the delay stream.
     pub(crate) fn delay(mut self, subject: String, due: DateTime<Utc>) -> Self {
-        let target = std::mem::replace(&mut self.subject, subject);
+        let target = std::mem::replace(&mut self.subject, subject.into());
         self.set(TARGET, &percent::encode(&target));
         self.set(DUE, &due.timestamp_millis().saturating_add(1).to_string());
         self
@@ -200,7 +197,7 @@ pub(crate) fn incoming(native: async_nats::Message, subjects: &Subjects) -> Mess
     let subject = native.subject;
     let Some(map) = native.headers else {
         let message = Message::new(native.payload);
-        return if subject.as_str() == subjects.default {
+        return if subject == subjects.default {
             message
         } else {
             message.with_routing_key(subject.as_str())
@@ -230,7 +227,7 @@ pub(crate) fn incoming(native: async_nats::Message, subjects: &Subjects) -> Mess
     let mut message = Message::new(payload);
     if let Some(key) = key {
         message = message.with_routing_key(key);
-    } else if subject.as_str() != subjects.default {
+    } else if subject != subjects.default {
         message = message.with_routing_key(subject.as_str());
     }
     if let Some(id) = id.or(msg_id) {
@@ -253,7 +250,7 @@ pub(crate) fn delayed(native: &async_nats::Message) -> Option<(Outgoing, DateTim
             values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
         }
     }
-    Some((Outgoing { subject, headers, payload: native.payload.clone() }, due))
+    Some((Outgoing { subject: subject.into(), headers, payload: native.payload.clone() }, due))
 }
 
 impl Outgoing {
@@ -303,7 +300,7 @@ mod tests {
 
     fn native(outgoing: Outgoing) -> async_nats::Message {
         async_nats::Message {
-            subject: outgoing.subject.into(),
+            subject: outgoing.subject,
             reply: None,
             payload: outgoing.payload,
             headers: (!outgoing.headers.is_empty()).then_some(outgoing.headers),
@@ -334,7 +331,7 @@ mod tests {
             if let Some(key) = key {
                 message = message.with_routing_key(key);
             }
-            assert_eq!(Outgoing::new(&message, &subjects()).subject, subject, "{key:?}");
+            assert_eq!(Outgoing::new(&message, &subjects()).subject.as_str(), subject, "{key:?}");
             assert_eq!(round(&message).routing_key(), key);
         }
     }

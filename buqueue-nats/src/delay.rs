@@ -107,8 +107,7 @@ async fn place(link: &Link, requests: &Requests, stream: &str, message: Message)
     match publish(requests, outgoing).await {
         Ok(()) => {
             let deadline = requests.deadline();
-            let asked =
-                requests.ask(reply.to_string(), HeaderMap::new(), Bytes::from_static(b"+ACK"), deadline);
+            let asked = requests.ask(reply.clone(), HeaderMap::new(), Bytes::from_static(b"+ACK"), deadline);
             if let Ok(asked) = asked.await {
                 let _comes_again_if_unheard = asked.answer(deadline).await;
             }

@@ -1,6 +1,7 @@
 //! What settles deliveries: the session that a consumer and its deliveries share, and the lease on one message.
 
 use std::fmt;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -13,12 +14,13 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use crate::connection::Link;
 use crate::convert::Info;
 use crate::error;
-use crate::requests::{Requests, Silence};
+use crate::requests::{Requests, Silence, poll_once};
 
 const ACK: &[u8] = b"+ACK";
 const NAK: &[u8] = b"-NAK";
@@ -74,8 +76,7 @@ impl Session {
         }
         let mut deadline = self.requests.deadline();
         for again in [false, true] {
-            let asked =
-                self.requests.ask(reply.to_string(), HeaderMap::new(), verb.clone(), deadline).await?;
+            let asked = self.requests.ask(reply.clone(), HeaderMap::new(), verb.clone(), deadline).await?;
             match asked.answer(deadline).await {
                 Ok(answer) if answer.status == Some(StatusCode::NO_RESPONDERS) => {
                     return Err(expired("the durable consumer is gone"));
@@ -94,11 +95,16 @@ impl Session {
 
     /// Settles without an answer.
     async fn tell(&self, reply: Subject, verb: Bytes) -> Result<()> {
-        let publishing = self.link.client.publish(reply, verb);
-        match tokio::time::timeout_at(self.requests.deadline(), publishing).await {
-            Ok(published) => published.map_err(error::publishing),
-            Err(_) => Err(error::timed_out("settling")),
-        }
+        let mut publishing = pin!(self.link.client.publish(reply, verb));
+        // Mostly there is room in front of the connection, and no need of a timer.
+        let published = match poll_once(publishing.as_mut()).await {
+            Some(published) => published,
+            None => match tokio::time::timeout_at(self.requests.deadline(), publishing).await {
+                Ok(published) => published,
+                Err(_) => return Err(error::timed_out("settling")),
+            },
+        };
+        published.map_err(error::publishing)
     }
 }
 
@@ -112,8 +118,8 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    pub(crate) fn new(message: Message, reply: Subject, info: Info) -> Self {
-        Self { message, reply, info, received_at: Instant::now() }
+    pub(crate) fn new(message: Message, reply: Subject, info: Info, received_at: Instant) -> Self {
+        Self { message, reply, info, received_at }
     }
 
     /// Gives it back at once.
@@ -161,6 +167,13 @@ impl Delivered {
         }
         // Also stops the renewal, which would otherwise take a message back that was given away.
         self.settled.store(true, Ordering::Release);
+        if self.session.plain {
+            // Mostly there is room in front of the connection; where there is not, nothing was sent.
+            let publishing = self.session.link.client.publish(self.held.reply.clone(), verb.clone());
+            if let Some(published) = unconstrained(publishing).now_or_never() {
+                return QueueFuture::ready(published.map_err(error::publishing));
+            }
+        }
         begin(self.session.settle(self.held.reply.clone(), verb))
     }
 
@@ -263,7 +276,8 @@ fn begin<'a>(settling: impl Future<Output = Result<()>> + Send + 'a) -> QueueFut
     let mut settling = Box::pin(settling);
     // Without a runtime there are no timers; then it begins when it is polled in one.
     if Handle::try_current().is_ok()
-        && let Some(settled) = settling.as_mut().now_or_never()
+        // Not stopped by the task's budget: what is not begun here is begun when it is awaited, one after the other.
+        && let Some(settled) = unconstrained(settling.as_mut()).now_or_never()
     {
         return QueueFuture::ready(settled);
     }

@@ -136,7 +136,9 @@ impl driver::Producer for NatsProducer {
             for message in part {
                 asked.push(self.hand_over(Outgoing::new(message, &self.subjects), deadline).await);
             }
-            for (asked, message) in asked.into_iter().zip(part) {
+            let at = outcomes.len();
+            // The last first: when it is answered, those before it are, and one wake was enough for all.
+            for (asked, message) in asked.into_iter().zip(part).rev() {
                 let answered = match asked {
                     Ok(asked) => outcome(asked.answer(deadline).await),
                     Err(error) => Err(error),
@@ -148,6 +150,7 @@ impl driver::Producer for NatsProducer {
                     Err(error) => Err(error),
                 });
             }
+            outcomes[at..].reverse();
         }
         outcomes
     }

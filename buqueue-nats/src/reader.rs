@@ -4,18 +4,19 @@
 //! waits is cancelled when nobody waits here any more, by leaving its subscription, so that no message comes to a
 //! consumer that does not look.
 
-use std::future::pending;
+use std::future::{pending, poll_fn};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull;
 use async_nats::{Message, StatusCode, Subscriber};
 use buqueue_core::{BuqueueError, ErrorKind, Mailbox, Result};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::stream::SelectAll;
-use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::config::NatsOptions;
@@ -88,8 +89,8 @@ pub(crate) struct Reader {
     next_subject: String,
     inbox: String,
     messages: Subscriber,
-    /// Subscriptions that were left, and what may still come on them. Each ends by itself.
-    leaving: SelectAll<Subscriber>,
+    /// Subscriptions that were left, the oldest first, with what is still on its way. Each ends by itself.
+    leaving: Vec<Subscriber>,
     pulls: u64,
     pull: Option<Pull>,
     /// The call of `fetch` after which the last failure was reported; the next one tries again.
@@ -131,7 +132,7 @@ impl Reader {
             next_subject,
             inbox,
             messages,
-            leaving: SelectAll::new(),
+            leaving: Vec::new(),
             pulls: 0,
             pull: None,
             failed_at_call: None,
@@ -247,25 +248,17 @@ impl Reader {
                 None => pending().await,
             }
         };
-        let left_over = async {
-            match self.leaving.next().await {
-                Some(message) => message,
-                None => pending().await,
-            }
-        };
+        // Whole: with the budget used up in the middle of it, something would seem not to be there.
+        let arriving = unconstrained(poll_fn(|cx| poll_arrivals(&mut self.messages, &mut self.leaving, cx)));
         tokio::select! {
-            message = self.messages.next() => match message {
-                Some(message) => {
-                    self.take_in(message).await;
-                    self.take_in_what_is_there().await;
-                }
-                // The client is closed for good.
-                None => {
+            arrivals = arriving => {
+                self.take_in(arrivals.messages).await;
+                if arrivals.closed {
+                    // The client is closed for good.
                     self.fail(BuqueueError::new(ErrorKind::ConnectionLost, "the connection is closed"));
                     self.shared.mailbox.changed().await;
                 }
             },
-            message = left_over => self.take_in(message).await,
             () = self.shared.mailbox.changed() => {}
             () = late => {}
             changed = self.link.changed() => {
@@ -279,47 +272,51 @@ impl Reader {
         }
     }
 
-    async fn take_in_what_is_there(&mut self) {
-        while let Some(Some(message)) = self.messages.next().now_or_never() {
-            self.take_in(message).await;
+    /// Each with whether it came on the subscription of the pull there is now.
+    async fn take_in(&mut self, arrived: Vec<(Message, bool)>) {
+        let now = Instant::now();
+        let mut taken = Vec::with_capacity(arrived.len());
+        for (message, current) in arrived {
+            match message.status {
+                None => taken.extend(self.open(message, current, now)),
+                Some(status) => {
+                    self.hand_over(&mut taken);
+                    self.status(status, &message).await;
+                }
+            }
         }
+        self.hand_over(&mut taken);
     }
 
-    /// A look is not over before what came for an older pull is there.
-    fn take_in_left_overs(&mut self) {
-        while let Some(Some(message)) = self.leaving.next().now_or_never() {
-            self.take_in_message(message);
-        }
-    }
-
-    async fn take_in(&mut self, message: Message) {
-        match message.status {
-            Some(status) => self.status(status, &message).await,
-            None => self.take_in_message(message),
-        }
-    }
-
-    fn take_in_message(&mut self, message: Message) {
-        if message.status.is_some() {
+    /// To the consumer. A pull that they fill has ended.
+    fn hand_over(&mut self, taken: &mut Vec<Held>) {
+        if taken.is_empty() {
             return;
         }
-        let Some(info) = message.reply.as_ref().and_then(|reply| Info::parse(reply)) else { return };
-        let Some(reply) = message.reply.clone() else { return };
-        if let Some(pull) = &mut self.pull {
-            pull.heard = Instant::now();
-            pull.left = pull.left.saturating_sub(1);
-        }
-        self.average_size = (self.average_size * 7 + message.length.max(message.payload.len())) / 8;
-        let held = Held::new(convert::incoming(message, &self.subjects), reply, info);
-        if info.delivered > 1 {
-            // What fails may kill its process, and blame what was read ahead.
-            self.ahead = 1;
-        }
-        self.shared.mailbox.push(held);
+        self.shared.mailbox.push_all(taken.drain(..));
         if self.pull.as_ref().is_some_and(|pull| pull.left == 0) {
             self.grow();
             self.end_pull();
         }
+    }
+
+    /// What the server says is no message, and neither is what nobody can settle.
+    fn open(&mut self, message: Message, current: bool, now: Instant) -> Option<Held> {
+        if message.status.is_some() {
+            return None;
+        }
+        let reply = message.reply.clone()?;
+        let info = Info::parse(&reply)?;
+        if let Some(pull) = self.pull.as_mut().filter(|_| current) {
+            pull.heard = now;
+            pull.left = pull.left.saturating_sub(1);
+        }
+        self.average_size = (self.average_size * 7 + message.length.max(message.payload.len())) / 8;
+        if info.delivered > 1 {
+            // What fails may kill its process, and blame what was read ahead.
+            self.ahead = 1;
+        }
+        Some(Held::new(convert::incoming(message, &self.subjects), reply, info, now))
     }
 
     /// A pull was filled: when what the last ones brought has been taken, the next may bring more.
@@ -339,10 +336,7 @@ impl Reader {
         pull.heard = Instant::now();
         match status {
             StatusCode::IDLE_HEARTBEAT => {}
-            StatusCode::NOT_FOUND | StatusCode::TIMEOUT => {
-                self.take_in_left_overs();
-                self.end_pull();
-            }
+            StatusCode::NOT_FOUND | StatusCode::TIMEOUT => self.end_pull(),
             StatusCode::NO_RESPONDERS => self.restore().await,
             _ => {
                 let words = message.description.as_deref().unwrap_or_default().to_ascii_lowercase();
@@ -429,20 +423,66 @@ impl Reader {
 
     /// Takes what is still on its way, and gives everything back.
     async fn finish(&mut self) {
+        let mut late = Vec::new();
         if self.messages.drain().await.is_ok() {
             let draining = async {
-                while let Some(message) = self.messages.next().await {
-                    self.take_in_message(message);
+                let subscriptions = std::mem::take(&mut self.leaving);
+                for mut left in subscriptions {
+                    while let Some(message) = left.next().await {
+                        late.extend(self.open(message, false, Instant::now()));
+                    }
                 }
-                while let Some(message) = self.leaving.next().await {
-                    self.take_in_message(message);
+                while let Some(message) = self.messages.next().await {
+                    late.extend(self.open(message, false, Instant::now()));
                 }
             };
             drop(timeout(DRAIN / 2, draining).await);
         }
-        let left = self.shared.mailbox.take_back(|_| true);
+        let mut left = self.shared.mailbox.take_back(|_| true);
+        left.append(&mut late);
         self.give_back(left).await;
     }
+}
+
+/// What has come, in the order in which the server sent it.
+struct Arrivals {
+    /// Each with whether it came on the current subscription.
+    messages: Vec<(Message, bool)>,
+    /// Nothing will come any more.
+    closed: bool,
+}
+
+/// Takes all that is there.
+///
+/// What the server sent on a subscription that was left, it sent before anything on the next one. So when something is
+/// found on the newest, all that belongs before it is there; it is looked for afterwards, and goes first.
+fn poll_arrivals(
+    current: &mut Subscriber,
+    leaving: &mut Vec<Subscriber>,
+    cx: &mut Context<'_>,
+) -> Poll<Arrivals> {
+    fn take(from: &mut Subscriber, cx: &mut Context<'_>, current: bool) -> (Vec<(Message, bool)>, bool) {
+        let mut taken = Vec::new();
+        loop {
+            match from.poll_next_unpin(cx) {
+                Poll::Ready(Some(message)) => taken.push((message, current)),
+                Poll::Ready(None) => return (taken, true),
+                Poll::Pending => return (taken, false),
+            }
+        }
+    }
+    let (mut messages, closed) = take(current, cx, true);
+    for at in (0..leaving.len()).rev() {
+        let (mut earlier, ended) = take(&mut leaving[at], cx, false);
+        if ended {
+            leaving.remove(at);
+        }
+        if !earlier.is_empty() {
+            earlier.append(&mut messages);
+            messages = earlier;
+        }
+    }
+    if messages.is_empty() && !closed { Poll::Pending } else { Poll::Ready(Arrivals { messages, closed }) }
 }
 
 async fn subscribe(session: &Session) -> Result<(String, Subscriber)> {

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_nats::header::HeaderMap;
-use async_nats::{Client, Message};
+use async_nats::{Client, Message, Subject};
 use buqueue_core::{BuqueueError, ErrorKind, Result};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -83,7 +86,7 @@ impl Requests {
     /// Hands a question to the connection. The answer is waited for with [`Asked::answer`].
     pub(crate) async fn ask(
         &self,
-        subject: String,
+        subject: Subject,
         headers: HeaderMap,
         payload: Bytes,
         deadline: Instant,
@@ -101,13 +104,27 @@ impl Requests {
                 self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await
             }
         };
-        // The queue in front of the connection may be full while it is down.
-        match timeout_at(deadline, publishing).await {
-            Ok(published) => published.map_err(error::publishing)?,
-            Err(_) => return Err(error::timed_out("the connection")),
-        }
+        let mut publishing = pin!(publishing);
+        // The queue in front of the connection may be full while it is down. Mostly it is not, and no timer is needed.
+        let published = match poll_once(publishing.as_mut()).await {
+            Some(published) => published,
+            None => match timeout_at(deadline, publishing).await {
+                Ok(published) => published,
+                Err(_) => return Err(error::timed_out("the connection")),
+            },
+        };
+        published.map_err(error::publishing)?;
         Ok(asked)
     }
+}
+
+/// What the future is ready with, if it is; otherwise it is polled on by who awaits it next.
+pub(crate) async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::Output> {
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
 }
 
 /// A question that was asked.

@@ -40,13 +40,13 @@ impl RabbitMqConsumer {
 
 impl driver::Consumer for RabbitMqConsumer {
     fn fetch_ready(&mut self, max: NonZeroUsize, out: &mut Vec<Received>) -> Result<()> {
-        self.session.mailbox.take(max.get(), |_| true, &mut self.taken);
+        self.session.mailbox.take(max.get(), |_, _| true, &mut self.taken);
         self.hand_out(out);
         Ok(())
     }
 
     async fn fetch(&mut self, max: NonZeroUsize, wait: Duration, out: &mut Vec<Received>) -> Result<()> {
-        let fetched = self.session.mailbox.fetch(max.get(), wait, |_| true, &mut self.taken).await;
+        let fetched = self.session.mailbox.fetch(max.get(), wait, |_, _| true, &mut self.taken).await;
         self.hand_out(out);
         fetched
     }

@@ -12,10 +12,12 @@ use buqueue_core::{
     BuqueueError, Coalescer, ErrorKind, FirstFailures, Mailbox, Message, MessageId, QueueFuture, Result,
 };
 use chrono::{DateTime, Utc};
+use futures_util::FutureExt;
+use futures_util::future::try_join_all;
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use lapin::{Channel, Connection};
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::config::QueueType;
 use crate::convert::Story;
@@ -25,6 +27,12 @@ use crate::publisher::Publisher;
 const SETTLES_AT_ONCE: usize = 1000;
 /// How long a consumer may take to end.
 pub(crate) const CLOSING: Duration = Duration::from_secs(2);
+
+/// A quorum queue (seen on 3.10.8) forgets acks that are on their way to it when their channel closes; so a channel
+/// stays open this long after a burst of them.
+const LINGER: Duration = Duration::from_millis(500);
+/// So many the broker has handed on to the queue at once (`quorum_commands_soft_limit` is 32).
+const HANDED_ON: usize = 16;
 
 /// What a consumer, its reader and its deliveries share. Outlives the consumer.
 pub(crate) struct Session {
@@ -78,7 +86,28 @@ pub(crate) struct Epoch {
     /// Delivered on this channel and not settled.
     outstanding: Arc<Mutex<BTreeSet<u64>>>,
     count: Arc<AtomicUsize>,
+    burst: Arc<Burst>,
     settles: Coalescer<Settle, ()>,
+    runtime: Handle,
+}
+
+/// The settles that may still be on their way from the channel to the queue.
+#[derive(Debug, Default)]
+struct Burst(Mutex<Option<(usize, Instant)>>);
+
+impl Burst {
+    fn note(&self, frames: usize) {
+        let (mut burst, now) = (lock(&self.0), Instant::now());
+        let before =
+            burst.filter(|(_, last)| now.duration_since(*last) < LINGER).map_or(0, |(count, _)| count);
+        *burst = Some((before + frames, now));
+    }
+
+    /// When the channel may be closed; `None`: at once.
+    fn over_at(&self) -> Option<Instant> {
+        let (count, last) = (*lock(&self.0))?;
+        Some(last + LINGER).filter(|over| count > HANDED_ON && *over > Instant::now())
+    }
 }
 
 impl fmt::Debug for Epoch {
@@ -91,10 +120,12 @@ impl Epoch {
     pub(crate) fn new(connection: Arc<Connection>, channel: Channel, limit: Duration) -> Self {
         let outstanding = Arc::new(Mutex::new(BTreeSet::new()));
         let count = Arc::new(AtomicUsize::new(0));
+        let burst = Arc::new(Burst::default());
         let worker = Worker {
             channel: channel.clone(),
             outstanding: Arc::clone(&outstanding),
             count: Arc::clone(&count),
+            burst: Arc::clone(&burst),
             limit,
         };
         let worker = Arc::new(worker);
@@ -102,7 +133,7 @@ impl Epoch {
             let worker = Arc::clone(&worker);
             async move { worker.flush(items).await }
         });
-        Self { channel, connection, outstanding, count, settles }
+        Self { channel, connection, outstanding, count, burst, settles, runtime: Handle::current() }
     }
 
     /// A delivery has come. In the order of their tags.
@@ -120,6 +151,13 @@ impl Epoch {
         self.channel.status().connected()
     }
 
+    /// Waits until what was settled has reached the queue, so that the channel may be closed.
+    pub(crate) async fn reached_the_queue(&self) {
+        if let Some(over) = self.burst.over_at() {
+            sleep_until(over).await;
+        }
+    }
+
     fn settle(&self, settle: Settle) -> impl Future<Output = Result<()>> + Send + use<> {
         self.settles.submit(settle)
     }
@@ -133,11 +171,24 @@ impl Epoch {
     }
 }
 
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        if let Some(over) = self.burst.over_at() {
+            let (channel, connection) = (self.channel.clone(), Arc::clone(&self.connection));
+            self.runtime.spawn(async move {
+                sleep_until(over).await;
+                drop((channel, connection));
+            });
+        }
+    }
+}
+
 /// Writes settles to the channel, one after the other.
 struct Worker {
     channel: Channel,
     outstanding: Arc<Mutex<BTreeSet<u64>>>,
     count: Arc<AtomicUsize>,
+    burst: Arc<Burst>,
     limit: Duration,
 }
 
@@ -155,16 +206,17 @@ impl Worker {
     /// Acks what can be acked with one frame with one: all deliveries up to a tag, when nothing below it is open.
     async fn write(&self, items: &[Settle]) -> lapin::Result<()> {
         let (together, single, requeued) = self.sort(items);
-        for tag in requeued {
+        self.burst.note(usize::from(together.is_some()) + single.len() + requeued.len());
+        // All at once: the client's writer takes what is there with one write.
+        let requeuing = requeued.into_iter().map(|tag| {
             // Not `basic.nack`: from 4.3 on the broker does not count that as a failed attempt.
-            self.channel.basic_reject(tag, BasicRejectOptions { requeue: true }).await?;
-        }
-        if let Some((tag, count)) = together {
-            self.channel.basic_ack(tag, BasicAckOptions { multiple: count > 1 }).await?;
-        }
-        for tag in single {
-            self.channel.basic_ack(tag, BasicAckOptions::default()).await?;
-        }
+            self.channel.basic_reject(tag, BasicRejectOptions { requeue: true }).boxed()
+        });
+        let multiple = together.map(|(tag, count)| (tag, count > 1));
+        let acking = multiple.into_iter().chain(single.into_iter().map(|tag| (tag, false)));
+        let acking =
+            acking.map(|(tag, multiple)| self.channel.basic_ack(tag, BasicAckOptions { multiple }).boxed());
+        try_join_all(requeuing.chain(acking)).await?;
         Ok(())
     }
 
@@ -265,6 +317,9 @@ impl Delivered {
 
     /// Puts a copy with the count into the queue, at once.
     pub(crate) async fn recount(&self) -> Result<()> {
+        if !self.held.epoch.is_alive() {
+            return Err(expired());
+        }
         self.replace(Duration::ZERO).await
     }
 

@@ -1,15 +1,22 @@
 //! The sending half.
 
+use std::sync::Arc;
+
 use buqueue_core::driver;
-use buqueue_core::{Message, MessageId, Result};
+use buqueue_core::{BuqueueError, Message, MessageId, Result};
 use chrono::{DateTime, Utc};
-use tokio::time::Instant;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::{Instant, timeout_at};
 
 use crate::convert::{self, Story};
-use crate::publisher::{Publisher, Taken};
+use crate::error;
+use crate::publisher::{Live, Publisher, Taken};
 
 /// How many messages may be on their way unconfirmed.
 const WINDOW: usize = 1000;
+/// And how many bytes of payload: the client copies them.
+const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 
 /// Publishes to a queue or an exchange.
 #[derive(Debug)]
@@ -19,33 +26,61 @@ pub struct RabbitMqProducer {
 }
 
 impl RabbitMqProducer {
-    async fn send_part(&self, part: &[Message], outcomes: &mut Vec<Result<MessageId>>) {
+    /// All at once: the client's writer takes what is there with one write, where it would take a write for each that
+    /// is waited for.
+    async fn send_part(&self, part: &[Message]) -> Vec<Result<MessageId>> {
         let deadline = Instant::now() + self.timeout;
-        let mut handed_over = Vec::with_capacity(part.len());
-        for message in part {
-            let id = convert::fresh_id();
-            let handing = async {
-                let (live, route) = (self.publisher.live().await?, self.publisher.route(message)?);
-                let properties = convert::properties(message, &id, route.is_key_beside(), Story::default());
-                let confirm = self.publisher.hand_over(&live, message, &route, properties, deadline).await?;
-                Ok((live, route, confirm))
-            };
-            handed_over.push((handing.await, id));
-        }
-        for ((handed, id), message) in handed_over.into_iter().zip(part) {
-            let outcome = async {
-                let (live, route, confirm) = handed?;
-                match self.publisher.confirmed(&live, confirm, deadline).await? {
-                    Taken::Yes => Ok(()),
-                    // Nobody has it: declared again and published once more, alone.
-                    Taken::ByNoQueue => {
-                        self.publisher.redeclare(&live).await?;
-                        self.publisher.publish(message, &id, &route, Story::default()).await
-                    }
+        // Before the first is begun: what had to wait for a connection would be overtaken.
+        let live = match self.publisher.live().await {
+            Ok(live) => live,
+            Err(error) => {
+                let (kind, fact) = (error.kind.clone(), error.message().to_owned());
+                let others = (1..part.len()).map(|_| Err(BuqueueError::new(kind.clone(), fact.clone())));
+                return std::iter::once(Err(error)).chain(others).collect();
+            }
+        };
+        let ids: Vec<String> = part.iter().map(|_| convert::fresh_id()).collect();
+        let mut sending: FuturesUnordered<_> = (part.iter().zip(&ids).enumerate())
+            .map(|(at, (message, id))| {
+                let live = &live;
+                async move {
+                    let route = self.publisher.route(message)?;
+                    self.publisher.publish_on(live, message, id, &route, Story::default()).await
                 }
+                .map(move |outcome| (at, outcome))
+            })
+            .collect();
+        let mut taken: Vec<Option<Result<Taken>>> = part.iter().map(|_| None).collect();
+        let all = async {
+            while let Some((at, outcome)) = sending.next().await {
+                taken[at] = Some(outcome);
+            }
+        };
+        // Those that are done by then are.
+        let in_time = timeout_at(deadline, all).await.is_ok();
+        drop(sending);
+        let late = if in_time { None } else { Some(self.publisher.late(&live)) };
+        let mut outcomes = Vec::with_capacity(part.len());
+        for ((message, id), taken) in part.iter().zip(ids).zip(taken) {
+            let outcome = match taken {
+                Some(Ok(Taken::Yes)) => Ok(()),
+                Some(Ok(Taken::ByNoQueue)) => self.send_again(&live, message, &id).await,
+                Some(Err(error)) => Err(error),
+                None => Err(late.as_ref().map_or_else(
+                    || error::timed_out("publish"),
+                    |late| BuqueueError::new(late.kind.clone(), late.message()),
+                )),
             };
-            outcomes.push(outcome.await.map(|()| id.into()));
+            outcomes.push(outcome.map(|()| id.into()));
         }
+        outcomes
+    }
+
+    /// Nobody has it: declared again and published once more, alone.
+    async fn send_again(&self, live: &Arc<Live>, message: &Message, id: &str) -> Result<()> {
+        let route = self.publisher.route(message)?;
+        self.publisher.redeclare(live).await?;
+        self.publisher.publish(message, id, &route, Story::default()).await
     }
 }
 
@@ -67,13 +102,38 @@ impl driver::Producer for RabbitMqProducer {
 
     async fn send_batch(&self, messages: Vec<Message>) -> Vec<Result<MessageId>> {
         let mut outcomes = Vec::with_capacity(messages.len());
-        for part in messages.chunks(WINDOW) {
-            self.send_part(part, &mut outcomes).await;
+        let mut rest = messages.as_slice();
+        while !rest.is_empty() {
+            let (part, others) = rest.split_at(window(rest));
+            outcomes.append(&mut self.send_part(part).await);
+            rest = others;
         }
         outcomes
     }
 
     async fn close(&self) -> Result<()> {
         self.publisher.close().await
+    }
+}
+
+/// How many of these are sent at once; one at least.
+fn window(messages: &[Message]) -> usize {
+    let mut bytes = 0;
+    let fitting = messages.iter().take(WINDOW).take_while(|message| {
+        bytes += message.payload().len();
+        bytes <= WINDOW_BYTES
+    });
+    fitting.count().max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_bounded_by_count_and_by_bytes() {
+        assert_eq!(window(&vec![Message::new("small"); 2500]), WINDOW);
+        assert_eq!(window(&vec![Message::new(vec![0; 5 << 20]); 10]), 3);
+        assert_eq!(window(&[Message::new(vec![0; 20 << 20]), Message::new("small")]), 1);
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use buqueue_core::{BuqueueError, ErrorKind, Message, Result};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, PublisherConfirm};
-use tokio::time::{Instant, timeout, timeout_at};
+use lapin::{Channel, Confirmation, Connection};
+use tokio::time::timeout;
 
 use crate::config::{ExchangeKind, RabbitMqOptions, SHORT_MAX, short};
 use crate::connection::Connector;
@@ -48,12 +48,6 @@ pub(crate) struct Route {
     key: String,
     /// The message's own key is not the AMQP routing key.
     key_beside: bool,
-}
-
-impl Route {
-    pub(crate) fn is_key_beside(&self) -> bool {
-        self.key_beside
-    }
 }
 
 impl Publisher {
@@ -198,10 +192,9 @@ impl Publisher {
     ) -> Result<()> {
         for declared in [false, true] {
             let live = self.live().await?;
-            let deadline = Instant::now() + self.timeout();
-            let properties = convert::properties(message, id, route.key_beside, story);
-            let handed_over = self.hand_over(&live, message, route, properties, deadline).await?;
-            match self.confirmed(&live, handed_over, deadline).await? {
+            let publishing = self.publish_on(&live, message, id, route, story);
+            let Ok(taken) = timeout(self.timeout(), publishing).await else { return Err(self.late(&live)) };
+            match taken? {
                 Taken::Yes => return Ok(()),
                 Taken::ByNoQueue if declared => break,
                 // Nobody has it: the queue was deleted, and with it what routed to it.
@@ -220,46 +213,34 @@ impl Publisher {
         }
     }
 
-    /// Writes the message to the connection.
-    pub(crate) async fn hand_over(
+    /// Publishes on this connection, and says what became of it. Written to it at the first poll, so that those who
+    /// begin several keep their order.
+    pub(crate) async fn publish_on(
         &self,
         live: &Arc<Live>,
         message: &Message,
+        id: &str,
         route: &Route,
-        properties: BasicProperties,
-        deadline: Instant,
-    ) -> Result<PublisherConfirm> {
+        story: Story,
+    ) -> Result<Taken> {
+        let properties = convert::properties(message, id, route.key_beside, story);
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let (exchange, key) = (short(&route.exchange)?, short(&route.key)?);
         let publishing = live.channel.basic_publish(exchange, key, options, message.payload(), properties);
-        match timeout_at(deadline, publishing).await {
-            Ok(Ok(confirm)) => Ok(confirm),
-            Ok(Err(error)) => Err(self.broken(live, error)),
-            Err(_) => Err(self.late(live)),
-        }
-    }
-
-    /// What became of it.
-    pub(crate) async fn confirmed(
-        &self,
-        live: &Arc<Live>,
-        confirm: PublisherConfirm,
-        deadline: Instant,
-    ) -> Result<Taken> {
-        match timeout_at(deadline, confirm).await {
-            Ok(Ok(Confirmation::Ack(None))) => Ok(Taken::Yes),
+        let confirm = publishing.await.map_err(|error| self.broken(live, error))?;
+        match confirm.await {
+            Ok(Confirmation::Ack(None)) => Ok(Taken::Yes),
             // Acked and returned: the broker has taken it to nowhere.
-            Ok(Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)))) => Ok(Taken::ByNoQueue),
-            Ok(Ok(Confirmation::Nack(None))) => {
+            Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) => Ok(Taken::ByNoQueue),
+            Ok(Confirmation::Nack(None)) => {
                 let fact = "the queue refuses: it is full, or has no leader";
                 Err(BuqueueError::new(ErrorKind::Throttled, fact))
             }
-            Ok(Ok(Confirmation::NotRequested)) => {
+            Ok(Confirmation::NotRequested) => {
                 self.give_up(live);
                 Err(error::lost("the channel has no confirms"))
             }
-            Ok(Err(error)) => Err(self.broken(live, error)),
-            Err(_) => Err(self.late(live)),
+            Err(error) => Err(self.broken(live, error)),
         }
     }
 
@@ -273,7 +254,8 @@ impl Publisher {
         }
     }
 
-    fn late(&self, live: &Arc<Live>) -> BuqueueError {
+    /// The error of what has taken too long on this connection.
+    pub(crate) fn late(&self, live: &Arc<Live>) -> BuqueueError {
         if live.connection.status().blocked() {
             return error::blocked();
         }

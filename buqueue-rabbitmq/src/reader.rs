@@ -21,13 +21,14 @@ use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::config::{QueueType, RabbitMqOptions, short};
 use crate::connection::Connector;
 use crate::convert;
 use crate::error;
-use crate::lease::{CLOSING, Epoch, Held, Session};
+use crate::lease::{CLOSING, Delivered, Epoch, Held, Session};
 use crate::topology;
 
 /// A consumer that nobody has polled for this long stops taking messages from others.
@@ -36,6 +37,9 @@ const IDLE: Duration = Duration::from_millis(200);
 const SILENCE: Duration = Duration::from_secs(5);
 /// A prompt look waits this long for a message that the broker has.
 const LOOK: Duration = Duration::from_millis(60);
+
+/// A message that could not be counted is given back this much later, to be counted then.
+const RECOUNT_PAUSE: Duration = Duration::from_secs(1);
 
 type Deliveries = Pin<Box<dyn Stream<Item = Option<lapin::Result<Delivery>>> + Send + Sync>>;
 
@@ -71,6 +75,8 @@ pub(crate) struct Reader {
     connector: Connector,
     epoch: Option<Arc<Epoch>>,
     subscriptions: Subscriptions,
+    /// What a classic queue has delivered again, on its way back into the queue with its count.
+    recounts: JoinSet<Result<()>>,
     failed_at_call: Option<u64>,
 }
 
@@ -91,6 +97,7 @@ impl Reader {
             connector,
             epoch: None,
             subscriptions: Subscriptions::default(),
+            recounts: JoinSet::new(),
             failed_at_call: None,
         };
         reader.connect().await?;
@@ -247,10 +254,17 @@ impl Reader {
                 return Err(error::timed_out("cancel"));
             }
         }
-        while let Some(delivery) = self.subscriptions.streams.next().await {
-            if let Some(Ok(delivery)) = delivery {
-                self.take_in(delivery).await?;
+        let limit = self.connector.options.operation_timeout;
+        let draining = async {
+            while let Some(delivery) = self.subscriptions.streams.next().await {
+                if let Some(Ok(delivery)) = delivery {
+                    self.take_in(delivery);
+                }
             }
+        };
+        if timeout(limit, draining).await.is_err() {
+            self.epoch = None;
+            return Err(error::timed_out("cancel"));
         }
         let subscriptions = &mut self.subscriptions;
         (subscriptions.granted, subscriptions.delivered, subscriptions.failed) = (0, 0, false);
@@ -328,9 +342,19 @@ impl Reader {
                 None => pending().await,
             }
         };
+        let recounted = async {
+            match self.recounts.join_next().await {
+                // A task that panicked has not acked either: the message comes back with the channel's end.
+                Some(recounted) => recounted.unwrap_or(Ok(())),
+                None => pending().await,
+            }
+        };
         tokio::select! {
             delivery = next => match delivery {
-                Some(Ok(delivery)) => self.take_in(delivery).await,
+                Some(Ok(delivery)) => {
+                    self.take_in(delivery);
+                    Ok(())
+                }
                 Some(Err(error)) => Err(self.broken("consume", error).await),
                 // Not by us: the queue was deleted, or has no leader.
                 None => {
@@ -338,23 +362,23 @@ impl Reader {
                     Err(error::lost("consume"))
                 }
             },
+            recounted = recounted => recounted,
             () = self.session.mailbox.changed() => Ok(()),
             () = late => Ok(()),
         }
     }
 
     /// Takes deliveries in the order of their tags, whichever subscription they came by.
-    async fn take_in(&mut self, delivery: Delivery) -> Result<()> {
+    fn take_in(&mut self, delivery: Delivery) {
         self.subscriptions.early.insert(delivery.delivery_tag, delivery);
         while let Some(next) = self.subscriptions.early.remove(&(self.subscriptions.seen + 1)) {
             self.subscriptions.seen += 1;
-            self.take_in_next(next).await?;
+            self.take_in_next(next);
         }
-        Ok(())
     }
 
-    async fn take_in_next(&mut self, delivery: Delivery) -> Result<()> {
-        let Some(epoch) = self.epoch.clone() else { return Ok(()) };
+    fn take_in_next(&mut self, delivery: Delivery) {
+        let Some(epoch) = self.epoch.clone() else { return };
         epoch.delivered(delivery.delivery_tag);
         let config = &self.options().config;
         // The AMQP routing key is the message's, unless it only names the queue.
@@ -372,27 +396,14 @@ impl Reader {
             epoch,
         };
         if delivery.redelivered && config.queue_type == QueueType::Classic {
-            return self.count(held).await;
+            self.recounts.spawn(recount(Arc::clone(&self.session), held));
+            return;
         }
         let failed = held.story.failures > 0;
         self.subscriptions.heard = Some(Instant::now());
         self.subscriptions.delivered += 1;
         self.subscriptions.failed |= failed;
         self.session.mailbox.push(held);
-        Ok(())
-    }
-
-    /// A classic queue says that an attempt failed, and not how many did: a copy with the count takes its place,
-    /// before anybody sees it.
-    async fn count(&mut self, held: Held) -> Result<()> {
-        let epoch = Arc::clone(&held.epoch);
-        let tag = held.tag;
-        let counted = crate::lease::Delivered::new(Arc::clone(&self.session), held).recount().await;
-        if counted.is_err() {
-            // It is still there: again, after the back-off.
-            drop(epoch.requeue(tag).await);
-        }
-        counted
     }
 
     fn fail(&mut self, error: BuqueueError) {
@@ -405,11 +416,34 @@ impl Reader {
     async fn finish(&mut self) {
         let finishing = async {
             drop(self.cancel().await);
+            while self.recounts.join_next().await.is_some() {}
             let left = self.session.mailbox.take_back(|_| true);
             join_all(left.iter().map(|held| held.epoch.requeue(held.tag))).await;
         };
         // What cannot be given back comes back with the channel's end.
         drop(timeout(CLOSING, finishing).await);
+        if let Some(epoch) = &self.epoch {
+            epoch.reached_the_queue().await;
+        }
+    }
+}
+
+/// A classic queue says that an attempt failed, and not how many did: a copy with the count takes its place, before
+/// anybody sees it. After a restart of the broker that may be the whole queue, so it is done for many at a time.
+async fn recount(session: Arc<Session>, held: Held) -> Result<()> {
+    let (epoch, tag) = (Arc::clone(&held.epoch), held.tag);
+    match Delivered::new(session, held).recount().await {
+        Ok(()) => Ok(()),
+        // The broker has it again.
+        Err(error) if error.kind == ErrorKind::LeaseExpired => Ok(()),
+        Err(error) => {
+            tokio::spawn(async move {
+                sleep(RECOUNT_PAUSE).await;
+                // On a channel that is gone there is nothing to give back.
+                drop(epoch.requeue(tag).await);
+            });
+            Err(error)
+        }
     }
 }
 

@@ -8,9 +8,10 @@
 
 use std::time::{Duration, Instant};
 
-use buqueue_core::{ErrorKind, Message};
+use buqueue_core::{Delivery, ErrorKind, Message};
 use buqueue_rabbitmq::{ExchangeConfig, ExchangeKind, RabbitMqBackend, RabbitMqBuilderExt, RabbitMqConfig};
 use chrono::{TimeDelta, Utc};
+use futures_util::future::join_all;
 use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ConnectionProperties};
@@ -242,5 +243,50 @@ async fn a_message_may_be_delayed_again_and_again() {
         let again = Message::new(delivery.payload().clone()).with_headers(delivery.headers().clone());
         producer.send_at(again, soon()).await.unwrap();
         delivery.ack().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn acks_are_kept_that_came_just_before_the_end() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
+    for round in 0..2 {
+        let config = RabbitMqConfig { prefetch_count: 1000, ..config(&url, "acks") };
+        let producer = RabbitMqBackend::builder(config.clone()).build_producer().await.unwrap();
+        let messages = (0..1000).map(|number| Message::new(number.to_string())).collect();
+        within(producer.send_batch(messages)).await.unwrap();
+        let mut consumer = RabbitMqBackend::builder(config.clone()).build_consumer().await.unwrap();
+        let mut deliveries = Vec::new();
+        while deliveries.len() < 1000 {
+            deliveries.extend(within(consumer.receive_batch(1000)).await.unwrap());
+        }
+        let (connection, channel) = channel(&url).await;
+        // By then a consumer that does not ask is no longer subscribed: ending it only closes its channel.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        // While the first is open, each of the others takes a frame of its own.
+        let first = deliveries.remove(0);
+        for acked in within(join_all(deliveries.into_iter().map(Delivery::ack))).await {
+            acked.unwrap();
+        }
+        first.ack().await.unwrap();
+        if round % 2 == 0 {
+            within(consumer.shutdown_handle().shutdown()).await;
+        }
+        drop(consumer);
+        // What is forgotten is ready again once the channel is closed.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(within(without_consumers(&channel, &config.queue)).await, 0, "acked messages came back");
+        connection.close(200, "done".into()).await.unwrap();
+    }
+}
+
+/// Waits until nobody is subscribed; how many messages are ready then.
+async fn without_consumers(channel: &Channel, queue: &str) -> u32 {
+    let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    loop {
+        let queue = channel.queue_declare(queue.into(), passive, FieldTable::default()).await.unwrap();
+        if queue.consumer_count() == 0 {
+            return queue.message_count();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

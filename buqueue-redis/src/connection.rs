@@ -281,7 +281,13 @@ impl Commands {
     pub(crate) async fn connect(connector: Arc<Connector>, timeout: Duration) -> RedisResult<Self> {
         let link = connector.connect().await?;
         let slot = Mutex::new(Slot { link: Some(link), attempts: 1, failure: None });
-        Ok(Self { connector, slot, connecting: tokio::sync::Mutex::new(()), timeout, breaks: AtomicU64::new(0) })
+        Ok(Self {
+            connector,
+            slot,
+            connecting: tokio::sync::Mutex::new(()),
+            timeout,
+            breaks: AtomicU64::new(0),
+        })
     }
 
     /// Sends one command.
