@@ -202,6 +202,40 @@ async fn a_token_in_the_url_is_shown() {
     within(consumer.receive()).await.unwrap().ack().await.unwrap();
 }
 
+/// TLS is used where the URL says so, and a certificate of an unknown authority is refused.
+#[tokio::test]
+async fn tls_is_used_and_the_authority_is_checked() {
+    let Some(url) = server("BUQUEUE_TEST_NATS_TLS") else { return };
+    let Some(authority) = server("BUQUEUE_TEST_NATS_TLS_CA") else { return };
+    let trusting = NatsBackend::builder(config(&url, "tls")).root_certificates(&authority);
+    let (producer, mut consumer) = trusting.build_pair().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+    let error = within(NatsBackend::builder(config(&url, "tls")).build_producer()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+    let missing = NatsBackend::builder(config(&url, "tls")).root_certificates("/nowhere/ca.crt");
+    let error = within(missing.build_producer()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+}
+
+/// A credentials file opens the door of a server with accounts; without it, or with one that is none, it stays shut.
+#[tokio::test]
+async fn a_credentials_file_is_shown() {
+    let Some(url) = server("BUQUEUE_TEST_NATS_CREDS") else { return };
+    let Some(file) = server("BUQUEUE_TEST_NATS_CREDS_FILE") else { return };
+    let known = NatsConfig { credentials_file: Some(file), ..config(&url, "credentials") };
+    let (producer, mut consumer) = NatsBackend::builder(known).build_pair().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+    let error = within(NatsBackend::builder(config(&url, "nobody")).build_producer()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error:?}");
+    for other in ["/nowhere/user.creds", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")] {
+        let config = NatsConfig { credentials_file: Some(other.to_owned()), ..config(&url, "credentials") };
+        let error = within(NatsBackend::builder(config).build_producer()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidConfig, "{other}: {error:?}");
+    }
+}
+
 /// Of several servers, the first that answers will do.
 #[tokio::test]
 async fn a_dead_server_among_several_is_passed_over() {

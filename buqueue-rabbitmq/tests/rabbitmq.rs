@@ -247,6 +247,22 @@ async fn a_message_may_be_delayed_again_and_again() {
 }
 
 #[tokio::test]
+async fn tls_is_used_and_the_authority_is_checked() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ_TLS") else { return };
+    let Some(authority) = server("BUQUEUE_TEST_RABBITMQ_TLS_CA") else { return };
+    let authority = std::fs::read_to_string(authority).unwrap();
+    let trusting = RabbitMqBackend::builder(config(&url, "tls")).root_certificates(authority);
+    let (producer, mut consumer) = trusting.build_pair().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+    let error = within(RabbitMqBackend::builder(config(&url, "tls")).build_producer()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+    let broken = RabbitMqBackend::builder(config(&url, "tls")).root_certificates("no certificate");
+    let error = within(broken.build_producer()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+}
+
+#[tokio::test]
 async fn acks_are_kept_that_came_just_before_the_end() {
     let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
     for round in 0..2 {

@@ -7,6 +7,7 @@
 //! What runs is recorded in `.brokers/run/NAME/`, so that `up` can be repeated and `down` ends
 //! nothing but what `up` started.
 
+mod certificates;
 mod java;
 mod kafka;
 mod nats;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::certificates;
 use super::net::{Address, connect, json_text};
 use super::packages::Unpacked;
 use super::{Broker, Endpoint, installing};
@@ -25,7 +26,7 @@ enum Setup {
     Current,
     /// Of an older suite, without them.
     Older { suite: &'static str },
-    /// The current one, with users.
+    /// The current one, with users; with a token; with TLS; and with accounts.
     Auth,
 }
 
@@ -49,6 +50,9 @@ const USERS: &str = r#"authorization {
   ]
 }
 "#;
+/// Users who show a JWT that their account has signed.
+const ACCOUNTS: &str = include_str!("nats-accounts/accounts.conf");
+const CREDENTIALS: &str = include_str!("nats-accounts/user.creds");
 /// For machines that are no Debian but have Go.
 const MODULE: &str = "github.com/nats-io/nats-server/v2@v2.12.0";
 
@@ -65,19 +69,22 @@ impl Broker for Nats {
         self.is_default()
     }
 
-    fn endpoints(&self, _run: &Run) -> Vec<Endpoint> {
-        let port = self.port;
-        let endpoint =
-            |variable, user| Endpoint { variable, value: format!("nats://{user}127.0.0.1:{port}") };
+    fn endpoints(&self, run: &Run) -> Vec<Endpoint> {
+        let endpoint = |variable, start: &str, at: u16| Endpoint {
+            variable,
+            value: format!("{start}127.0.0.1:{}", self.port + at),
+        };
+        let file = |variable, name| Endpoint { variable, value: run.path(name).display().to_string() };
         match self.setup {
-            Setup::Current | Setup::Older { .. } => vec![endpoint("BUQUEUE_TEST_NATS", "")],
+            Setup::Current | Setup::Older { .. } => vec![endpoint("BUQUEUE_TEST_NATS", "nats://", 0)],
             Setup::Auth => vec![
-                endpoint("BUQUEUE_TEST_NATS_AUTH", "user:password@"),
-                endpoint("BUQUEUE_TEST_NATS_LIMITED", "limited:password@"),
-                Endpoint {
-                    variable: "BUQUEUE_TEST_NATS_TOKEN",
-                    value: format!("nats://token@127.0.0.1:{}", port + 1),
-                },
+                endpoint("BUQUEUE_TEST_NATS_AUTH", "nats://user:password@", 0),
+                endpoint("BUQUEUE_TEST_NATS_LIMITED", "nats://limited:password@", 0),
+                endpoint("BUQUEUE_TEST_NATS_TOKEN", "nats://token@", 1),
+                endpoint("BUQUEUE_TEST_NATS_TLS", "tls://", 2),
+                file("BUQUEUE_TEST_NATS_TLS_CA", "ca.crt"),
+                endpoint("BUQUEUE_TEST_NATS_CREDS", "nats://", 3),
+                file("BUQUEUE_TEST_NATS_CREDS_FILE", "user.creds"),
             ],
         }
     }
@@ -126,7 +133,22 @@ impl Broker for Nats {
             Ok(Service { name, command, ports: vec![port, monitor_port] })
         };
         match self.setup {
-            Setup::Auth => Ok(vec![service("users", 0, USERS)?, service("token", 1, TOKEN)?]),
+            Setup::Auth => {
+                certificates::make(run)?;
+                run.write("user.creds", CREDENTIALS)?;
+                let file = |name| run.path(name).display().to_string();
+                let tls = format!(
+                    "tls {{ cert_file: \"{}\", key_file: \"{}\" }}\n",
+                    file("server.crt"),
+                    file("server.key")
+                );
+                Ok(vec![
+                    service("users", 0, USERS)?,
+                    service("token", 1, TOKEN)?,
+                    service("tls", 2, &tls)?,
+                    service("accounts", 3, ACCOUNTS)?,
+                ])
+            }
             Setup::Current | Setup::Older { .. } => Ok(vec![service("nats", 0, "")?]),
         }
     }

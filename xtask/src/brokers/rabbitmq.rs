@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::certificates;
 use super::net::{Address, connect, http, json_text};
 use super::packages::Unpacked;
 use super::{Broker, Endpoint};
@@ -36,6 +37,11 @@ impl RabbitMq {
     fn epmd_port(&self) -> u16 {
         self.port + 3
     }
+
+    /// The system's own version has one more port, for AMQP over TLS.
+    fn tls_port(&self) -> Option<u16> {
+        self.suite.is_none().then_some(self.port + 4)
+    }
 }
 
 impl Broker for RabbitMq {
@@ -51,8 +57,8 @@ impl Broker for RabbitMq {
         self.suite.is_none()
     }
 
-    fn endpoints(&self, _run: &Run) -> Vec<Endpoint> {
-        vec![
+    fn endpoints(&self, run: &Run) -> Vec<Endpoint> {
+        let mut endpoints = vec![
             Endpoint {
                 variable: "BUQUEUE_TEST_RABBITMQ",
                 value: format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port),
@@ -61,7 +67,18 @@ impl Broker for RabbitMq {
                 variable: "BUQUEUE_TEST_RABBITMQ_MANAGEMENT",
                 value: format!("http://guest:guest@127.0.0.1:{}", self.management_port()),
             },
-        ]
+        ];
+        if let Some(port) = self.tls_port() {
+            endpoints.push(Endpoint {
+                variable: "BUQUEUE_TEST_RABBITMQ_TLS",
+                value: format!("amqps://guest:guest@127.0.0.1:{port}/%2f"),
+            });
+            endpoints.push(Endpoint {
+                variable: "BUQUEUE_TEST_RABBITMQ_TLS_CA",
+                value: run.path("ca.crt").display().to_string(),
+            });
+        }
+        endpoints
     }
 
     fn install(&self, cache: &Path) -> Result<()> {
@@ -87,12 +104,24 @@ impl Broker for RabbitMq {
             run.write("kept", "")?;
         }
         inside.create()?;
-        let config = format!(
+        let mut config = format!(
             "listeners.tcp.1 = 127.0.0.1:{}\n\
              management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n",
             self.port,
             self.management_port()
         );
+        if let Some(port) = self.tls_port() {
+            certificates::make(run)?;
+            let file = |name| run.path(name).display().to_string();
+            config.push_str(&format!(
+                "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
+                 ssl_options.cacertfile = {}\nssl_options.verify = verify_none\n\
+                 ssl_options.fail_if_no_peer_cert = false\n",
+                file("server.crt"),
+                file("server.key"),
+                file("ca.crt")
+            ));
+        }
         inside.write("rabbitmq.conf", &config)?;
         inside.write("enabled_plugins", "[rabbitmq_management].\n")?;
         let seen = |path: PathBuf| match &root {
@@ -149,7 +178,10 @@ impl Broker for RabbitMq {
             Service {
                 name: "rabbitmq",
                 command: server,
-                ports: vec![self.port, self.management_port(), self.distribution_port()],
+                ports: [self.port, self.management_port(), self.distribution_port()]
+                    .into_iter()
+                    .chain(self.tls_port())
+                    .collect(),
             },
         ])
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use super::certificates;
 use super::net::{Address, Resp, connect};
 use super::packages::Unpacked;
 use super::{Broker, Endpoint};
@@ -116,7 +117,7 @@ impl Broker for Redis {
                 Ok(vec![server("redis", run.write("redis.conf", &text)?, AUTH_PORT)?])
             }
             Setup::Tls => {
-                make_certificates(run)?;
+                certificates::make(run)?;
                 let file = |name| run.path(name).display().to_string();
                 let text = config(run, "data", 0)?
                     + &format!(
@@ -350,49 +351,4 @@ fn config(run: &Run, data: &str, port: u16) -> Result<String> {
          maxmemory-policy noeviction\nrepl-diskless-sync-delay 0\n",
         run.folder(data)?.display()
     ))
-}
-
-/// A certificate authority of our own, and a server certificate of it for this machine's loopback.
-fn make_certificates(run: &Run) -> Result<()> {
-    if run.path("server.crt").exists() {
-        return Ok(());
-    }
-    let openssl = || {
-        let mut command = Command::new("openssl");
-        command.current_dir(&run.dir);
-        command
-    };
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    run.write(
-        "server.ext",
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n",
-    )?;
-    output(
-        openssl().args(["req", "-x509", "-days", "3650", "-subj", "/CN=buqueue test CA"]).args(key).args([
-            "-keyout",
-            "ca.key",
-            "-out",
-            "ca.crt",
-            "-addext",
-            "keyUsage=critical,keyCertSign,cRLSign",
-        ]),
-    )?;
-    output(openssl().args(["req", "-subj", "/CN=localhost"]).args(key).args([
-        "-keyout",
-        "server.key",
-        "-out",
-        "server.csr",
-    ]))?;
-    output(
-        openssl().args(["x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key"]).args([
-            "-CAcreateserial",
-            "-days",
-            "3650",
-            "-extfile",
-            "server.ext",
-            "-out",
-            "server.crt",
-        ]),
-    )?;
-    Ok(())
 }
