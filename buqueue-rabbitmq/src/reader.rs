@@ -8,7 +8,7 @@
 //! whose deliveries are put back into the order of their tags. To cancel one is done only when the broker can have
 //! nothing on its way: what is, it takes for a failed attempt.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::future::{pending, ready};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use futures_util::{Stream, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::config::{QueueType, RabbitMqOptions, short};
@@ -76,7 +76,11 @@ pub(crate) struct Reader {
     epoch: Option<Arc<Epoch>>,
     subscriptions: Subscriptions,
     /// What a classic queue has delivered again, on its way back into the queue with its count.
-    recounts: JoinSet<Result<()>>,
+    recounts: JoinSet<(String, Result<()>)>,
+    /// The ids of those; and copies that came before their original was acked. A handler that dies with such a copy
+    /// would bring back both.
+    recounting: HashSet<String>,
+    copies: Vec<Held>,
     failed_at_call: Option<u64>,
 }
 
@@ -98,6 +102,8 @@ impl Reader {
             epoch: None,
             subscriptions: Subscriptions::default(),
             recounts: JoinSet::new(),
+            recounting: HashSet::new(),
+            copies: Vec::new(),
             failed_at_call: None,
         };
         reader.connect().await?;
@@ -190,6 +196,7 @@ impl Reader {
         self.subscriptions = Subscriptions::default();
         // Deliveries of the channel before are the broker's again.
         drop(self.session.mailbox.take_back(|held| !held.epoch.is_alive()));
+        self.copies.retain(|held| held.epoch.is_alive());
         self.epoch = None;
         let connection = self.connector.connect().await?;
         let limit = self.options().config.connection_timeout;
@@ -344,8 +351,7 @@ impl Reader {
         };
         let recounted = async {
             match self.recounts.join_next().await {
-                // A task that panicked has not acked either: the message comes back with the channel's end.
-                Some(recounted) => recounted.unwrap_or(Ok(())),
+                Some(recounted) => recounted,
                 None => pending().await,
             }
         };
@@ -362,7 +368,7 @@ impl Reader {
                     Err(error::lost("consume"))
                 }
             },
-            recounted = recounted => recounted,
+            recounted = recounted => self.recounted(recounted),
             () = self.session.mailbox.changed() => Ok(()),
             () = late => Ok(()),
         }
@@ -396,14 +402,39 @@ impl Reader {
             epoch,
         };
         if delivery.redelivered && config.queue_type == QueueType::Classic {
+            self.recounting.insert(held.id.clone());
             self.recounts.spawn(recount(Arc::clone(&self.session), held));
             return;
         }
+        if self.recounting.contains(&held.id) {
+            self.copies.push(held);
+            return;
+        }
+        self.hand_over(held);
+    }
+
+    fn hand_over(&mut self, held: Held) {
         let failed = held.story.failures > 0;
         self.subscriptions.heard = Some(Instant::now());
         self.subscriptions.delivered += 1;
         self.subscriptions.failed |= failed;
         self.session.mailbox.push(held);
+    }
+
+    /// One is counted: its copy may be handled.
+    fn recounted(&mut self, recounted: std::result::Result<(String, Result<()>), JoinError>) -> Result<()> {
+        let (ready, outcome) = match recounted {
+            Ok((id, outcome)) => {
+                self.recounting.remove(&id);
+                (self.copies.extract_if(.., |held| held.id == id).collect::<Vec<_>>(), outcome)
+            }
+            // It panicked, and does not say which: its original comes back with the channel's end.
+            Err(_) => (std::mem::take(&mut self.copies), Ok(())),
+        };
+        for held in ready {
+            self.hand_over(held);
+        }
+        outcome
     }
 
     fn fail(&mut self, error: BuqueueError) {
@@ -417,7 +448,8 @@ impl Reader {
         let finishing = async {
             drop(self.cancel().await);
             while self.recounts.join_next().await.is_some() {}
-            let left = self.session.mailbox.take_back(|_| true);
+            let mut left = self.session.mailbox.take_back(|_| true);
+            left.append(&mut self.copies);
             join_all(left.iter().map(|held| held.epoch.requeue(held.tag))).await;
         };
         // What cannot be given back comes back with the channel's end.
@@ -430,10 +462,9 @@ impl Reader {
 
 /// A classic queue says that an attempt failed, and not how many did: a copy with the count takes its place, before
 /// anybody sees it. After a restart of the broker that may be the whole queue, so it is done for many at a time.
-async fn recount(session: Arc<Session>, held: Held) -> Result<()> {
-    let (epoch, tag) = (Arc::clone(&held.epoch), held.tag);
-    match Delivered::new(session, held).recount().await {
-        Ok(()) => Ok(()),
+async fn recount(session: Arc<Session>, held: Held) -> (String, Result<()>) {
+    let (id, epoch, tag) = (held.id.clone(), Arc::clone(&held.epoch), held.tag);
+    let outcome = match Delivered::new(session, held).recount().await {
         // The broker has it again.
         Err(error) if error.kind == ErrorKind::LeaseExpired => Ok(()),
         Err(error) => {
@@ -444,7 +475,9 @@ async fn recount(session: Arc<Session>, held: Held) -> Result<()> {
             });
             Err(error)
         }
-    }
+        counted => counted,
+    };
+    (id, outcome)
 }
 
 /// Keys of the delay levels begin with a bit.

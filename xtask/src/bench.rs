@@ -6,7 +6,7 @@ use crate::brokers;
 use crate::error::{Context, Result, bail};
 use crate::test::root;
 
-pub const ARGUMENTS: &str = "memory|redis [ARGUMENT…]";
+pub const ARGUMENTS: &str = "memory|nats|rabbitmq|redis [ARGUMENT…]";
 pub const ABOUT: &str =
     "    Measures buqueue beside raw clients and peers, interleaved in one run, and prints tables of ratios.
     `--quick` for a first look. Run it on a quiet machine.
@@ -19,9 +19,9 @@ pub fn command(arguments: &[String]) -> Result<()> {
     command.current_dir(root().join("benches"));
     match which.as_str() {
         "memory" => {}
-        "redis" => {
+        broker @ ("nats" | "rabbitmq" | "redis") => {
             command.envs(
-                brokers::up(&["redis"])?.into_iter().map(|endpoint| (endpoint.variable, endpoint.value)),
+                brokers::up(&[broker])?.into_iter().map(|endpoint| (endpoint.variable, endpoint.value)),
             );
         }
         other => bail!("no benchmark {other:?}; {ARGUMENTS}"),
