@@ -71,7 +71,7 @@ impl driver::Backend for NatsBackend {
     async fn connect_producer(options: &NatsOptions) -> Result<NatsProducer> {
         let link = Link::connect(options, false).await?;
         let scheduling = topology::ensure_stream(&link, &options.config).await?;
-        NatsProducer::start(link, options, scheduling).await
+        Ok(NatsProducer::new(link, options, scheduling))
     }
 
     async fn connect_consumer(options: &NatsOptions) -> Result<NatsConsumer> {
@@ -79,8 +79,7 @@ impl driver::Backend for NatsBackend {
         let scheduling = topology::ensure_stream(&link, &options.config).await?;
         let durable = topology::ensure_consumer(&link, options, &scheduling, None).await?;
         let session =
-            Session::start(link, options.request_timeout, options.config.ack_wait, options.plain_acks)
-                .await?;
+            Session::new(link, options.request_timeout, options.config.ack_wait, options.plain_acks);
         let floor = durable.ack_floor.stream_sequence;
         NatsConsumer::start(Arc::new(session), options, scheduling, floor).await
     }

@@ -43,7 +43,7 @@ pub(crate) async fn move_what_is_due(link: Link, options: NatsOptions) {
 /// Moves until something fails.
 async fn moving(link: &Link, options: &NatsOptions, backoff: &mut Backoff) -> Result<()> {
     topology::ensure_stream(link, &options.config).await?;
-    let requests = Requests::start(link, options.request_timeout).await?;
+    let requests = Requests::new(link, options.request_timeout);
     let inbox = link.client.new_inbox();
     let closed = || BuqueueError::new(ErrorKind::ConnectionLost, "the connection is closed");
     let mut messages = link.client.subscribe(inbox.clone()).await.map_err(|_| closed())?;
@@ -106,20 +106,19 @@ async fn place(link: &Link, requests: &Requests, stream: &str, message: Message)
     let outgoing = outgoing.or_msg_id(&format!("{stream}:{}", info.stream_sequence));
     match publish(requests, outgoing).await {
         Ok(()) => {
-            let deadline = requests.deadline();
-            let asked = requests.ask(reply.clone(), HeaderMap::new(), Bytes::from_static(b"+ACK"), deadline);
-            if let Ok(asked) = asked.await {
-                let _comes_again_if_unheard = asked.answer(deadline).await;
-            }
+            let began = requests.begin();
+            let asking = requests.ask(reply.clone(), HeaderMap::new(), Bytes::from_static(b"+ACK"));
+            let _comes_again_if_unheard = requests.in_time(began, asking).await;
         }
         Err(_) => later(RETRY).await,
     }
 }
 
 async fn publish(requests: &Requests, outgoing: convert::Outgoing) -> Result<()> {
-    let deadline = requests.deadline();
-    let asked = requests.ask(outgoing.subject, outgoing.headers, outgoing.payload, deadline).await?;
-    let answer = asked.answer(deadline).await.map_err(|_| crate::error::lost())?;
+    let began = requests.begin();
+    let asking = requests.ask(outgoing.subject, outgoing.headers, outgoing.payload);
+    let answer = requests.in_time(began, asking).await.and_then(|answer| answer);
+    let answer = answer.map_err(|silence| silence.into_error("a delayed message"))?;
     match serde_json::from_slice::<Response<PublishAck>>(&answer.payload) {
         Ok(Response::Ok(_)) => Ok(()),
         Ok(Response::Err { error }) => Err(crate::error::refused("a delayed message", &error)),

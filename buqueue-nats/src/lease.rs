@@ -1,13 +1,14 @@
 //! What settles deliveries: the session that a consumer and its deliveries share, and the lease on one message.
 
 use std::fmt;
+use std::future::ready;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use async_nats::Subject;
 use async_nats::header::HeaderMap;
-use async_nats::{StatusCode, Subject};
 use buqueue_core::driver::Lease;
 use buqueue_core::{BuqueueError, ErrorKind, FirstFailures, Message, MessageId, QueueFuture, Result};
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 use crate::connection::Link;
 use crate::convert::Info;
 use crate::error;
-use crate::requests::{Requests, Silence, poll_once};
+use crate::requests::{Began, Requests, Silence, poll_once};
 
 const ACK: &[u8] = b"+ACK";
 const NAK: &[u8] = b"-NAK";
@@ -47,15 +48,10 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    pub(crate) async fn start(
-        link: Link,
-        timeout: Duration,
-        ack_wait: Duration,
-        plain: bool,
-    ) -> Result<Self> {
-        let requests = Requests::start(&link, timeout).await?;
+    pub(crate) fn new(link: Link, timeout: Duration, ack_wait: Duration, plain: bool) -> Self {
+        let requests = Requests::new(&link, timeout);
         let failures = FirstFailures::default();
-        Ok(Self { link, requests, ack_wait, plain, failures, runtime: Handle::current() })
+        Self { link, requests, ack_wait, plain, failures, runtime: Handle::current() }
     }
 
     /// The lease as it is measured here. The server's begins before the message arrives, and a settle takes its time
@@ -74,23 +70,56 @@ impl Session {
         if self.plain {
             return self.tell(reply, verb).await;
         }
-        let mut deadline = self.requests.deadline();
-        for again in [false, true] {
-            let asked = self.requests.ask(reply.clone(), HeaderMap::new(), verb.clone(), deadline).await?;
-            match asked.answer(deadline).await {
-                Ok(answer) if answer.status == Some(StatusCode::NO_RESPONDERS) => {
-                    return Err(expired("the durable consumer is gone"));
-                }
-                Ok(_) => return Ok(()),
-                // Settling twice is harmless, and the server may not have heard of it. It does not answer when it
-                // has, or when it has restarted since; so this does not wait for long.
-                Err(Silence::Lost) if !again => deadline = deadline.min(Instant::now() + SECOND_TRY),
-                Err(Silence::Lost) => break,
-                Err(Silence::Late) if again => break,
-                Err(Silence::Late) => return Err(error::timed_out("settling")),
-            }
+        let asking = self.requests.ask(reply.clone(), HeaderMap::new(), verb.clone());
+        self.settled(self.requests.begin(), asking, reply, verb).await
+    }
+
+    /// Begins to settle at once, so that settles that are awaited one after the other are on their way together.
+    fn begin(&self, reply: Subject, verb: Bytes) -> QueueFuture<'_, Result<()>> {
+        // Without a runtime there are no timers; then it begins when it is polled in one.
+        if Handle::try_current().is_err() {
+            return QueueFuture::pending(self.settle(reply, verb));
         }
-        Err(error::lost())
+        // Nothing here is stopped by the task's budget: what is not begun now is begun when it is awaited.
+        if self.plain {
+            // Mostly there is room in front of the connection; where there is not, nothing was sent.
+            let publishing = self.link.client.publish(reply.clone(), verb.clone());
+            return match unconstrained(publishing).now_or_never() {
+                Some(published) => QueueFuture::ready(published.map_err(error::publishing)),
+                None => QueueFuture::pending(self.tell(reply, verb)),
+            };
+        }
+        let began = self.requests.begin();
+        let mut asking = Box::pin(self.requests.ask(reply.clone(), HeaderMap::new(), verb.clone()));
+        match unconstrained(asking.as_mut()).now_or_never() {
+            Some(answer) => QueueFuture::pending(self.settled(began, ready(answer), reply, verb)),
+            None => QueueFuture::pending(self.settled(began, asking, reply, verb)),
+        }
+    }
+
+    /// Waits for the server's word. Settling twice is harmless, so what a broken connection has left open is asked
+    /// once more.
+    async fn settled(
+        &self,
+        began: Began,
+        asking: impl Future<Output = std::result::Result<async_nats::Message, Silence>>,
+        reply: Subject,
+        verb: Bytes,
+    ) -> Result<()> {
+        match self.requests.in_time(began, asking).await.and_then(|answer| answer) {
+            Ok(_) => return Ok(()),
+            Err(Silence::Lost) => {}
+            Err(silence) => return Err(unsettled(silence)),
+        }
+        // The server does not answer when it has heard of it, or when it has restarted since; so this does not wait
+        // for long.
+        let again = self.requests.begin().within(SECOND_TRY);
+        let asking = self.requests.ask(reply, HeaderMap::new(), verb);
+        match self.requests.in_time(again, asking).await.and_then(|answer| answer) {
+            Ok(_) => Ok(()),
+            Err(Silence::Late) => Err(error::lost()),
+            Err(silence) => Err(unsettled(silence)),
+        }
     }
 
     /// Settles without an answer.
@@ -99,7 +128,7 @@ impl Session {
         // Mostly there is room in front of the connection, and no need of a timer.
         let published = match poll_once(publishing.as_mut()).await {
             Some(published) => published,
-            None => match tokio::time::timeout_at(self.requests.deadline(), publishing).await {
+            None => match tokio::time::timeout_at(self.requests.begin().deadline(), publishing).await {
                 Ok(published) => published,
                 Err(_) => return Err(error::timed_out("settling")),
             },
@@ -167,14 +196,7 @@ impl Delivered {
         }
         // Also stops the renewal, which would otherwise take a message back that was given away.
         self.settled.store(true, Ordering::Release);
-        if self.session.plain {
-            // Mostly there is room in front of the connection; where there is not, nothing was sent.
-            let publishing = self.session.link.client.publish(self.held.reply.clone(), verb.clone());
-            if let Some(published) = unconstrained(publishing).now_or_never() {
-                return QueueFuture::ready(published.map_err(error::publishing));
-            }
-        }
-        begin(self.session.settle(self.held.reply.clone(), verb))
+        self.session.begin(self.held.reply.clone(), verb)
     }
 
     fn failed(&self, after: Duration) -> QueueFuture<'_, Result<()>> {
@@ -271,17 +293,11 @@ impl Lease for Delivered {
     }
 }
 
-/// Begins at once, so that settles that are awaited one after the other are on their way together.
-fn begin<'a>(settling: impl Future<Output = Result<()>> + Send + 'a) -> QueueFuture<'a, Result<()>> {
-    let mut settling = Box::pin(settling);
-    // Without a runtime there are no timers; then it begins when it is polled in one.
-    if Handle::try_current().is_ok()
-        // Not stopped by the task's budget: what is not begun here is begun when it is awaited, one after the other.
-        && let Some(settled) = unconstrained(settling.as_mut()).now_or_never()
-    {
-        return QueueFuture::ready(settled);
+fn unsettled(silence: Silence) -> BuqueueError {
+    match silence {
+        Silence::NoResponders => expired("the durable consumer is gone"),
+        silence => silence.into_error("settling"),
     }
-    QueueFuture::pending(settling)
 }
 
 fn expired(fact: &'static str) -> BuqueueError {

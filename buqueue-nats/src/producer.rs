@@ -1,19 +1,20 @@
 //! The sending half.
 
-use async_nats::StatusCode;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use buqueue_core::driver;
 use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, Result};
 use chrono::{DateTime, Utc};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::RwLock;
-use tokio::time::Instant;
+use tokio::task::unconstrained;
 
 use crate::config::NatsOptions;
 use crate::connection::Link;
 use crate::convert::{Outgoing, Subjects};
 use crate::error;
-use crate::requests::{Asked, Requests, Silence};
+use crate::requests::{Requests, Silence};
 use crate::subject;
 use crate::topology::{self, Scheduling};
 
@@ -31,11 +32,11 @@ pub struct NatsProducer {
 }
 
 impl NatsProducer {
-    pub(crate) async fn start(link: Link, options: &NatsOptions, scheduling: Scheduling) -> Result<Self> {
-        let requests = Requests::start(&link, options.request_timeout).await?;
+    pub(crate) fn new(link: Link, options: &NatsOptions, scheduling: Scheduling) -> Self {
+        let requests = Requests::new(&link, options.request_timeout);
         let subjects = Subjects::new(&options.config.jetstream);
         let scheduling = RwLock::new(scheduling);
-        Ok(Self { link, requests, options: options.clone(), subjects, scheduling })
+        Self { link, requests, options: options.clone(), subjects, scheduling }
     }
 
     /// What the message takes in bytes is known here, and what the server takes too.
@@ -50,23 +51,24 @@ impl NatsProducer {
         Ok(())
     }
 
-    async fn hand_over(&self, outgoing: Outgoing, deadline: Instant) -> Result<Asked> {
-        self.check_size(&outgoing)?;
-        self.requests.ask(outgoing.subject, outgoing.headers, outgoing.payload, deadline).await
+    /// Handed over at the first poll.
+    async fn ask(&self, outgoing: Outgoing) -> std::result::Result<async_nats::Message, Silence> {
+        self.check_size(&outgoing).map_err(Silence::Refused)?;
+        self.requests.ask(outgoing.subject, outgoing.headers, outgoing.payload).await
     }
 
     /// Publishes, and declares what is missing when the server says that no stream takes the subject.
     async fn publish(&self, build: impl Fn() -> Outgoing) -> Result<MessageId> {
         for declared in [false, true] {
-            let deadline = self.requests.deadline();
-            let answer = self.hand_over(build(), deadline).await?.answer(deadline).await;
+            let began = self.requests.begin();
+            let answer = self.requests.in_time(began, self.ask(build())).await.and_then(|answer| answer);
             match outcome(answer)? {
                 Some(id) => return Ok(id),
                 None if declared => break,
                 None => self.declare().await?,
             }
         }
-        let fact = format!("no stream takes the subject {:?}", build().subject);
+        let fact = format!("no stream takes the subject {:?}", build().subject.as_str());
         Err(BuqueueError::new(ErrorKind::NotFound, fact))
     }
 
@@ -81,12 +83,9 @@ impl NatsProducer {
 fn outcome(answer: std::result::Result<async_nats::Message, Silence>) -> Result<Option<MessageId>> {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(Silence::Lost) => return Err(error::lost()),
-        Err(Silence::Late) => return Err(error::timed_out("send")),
+        Err(Silence::NoResponders) => return Ok(None),
+        Err(silence) => return Err(silence.into_error("send")),
     };
-    if answer.status == Some(StatusCode::NO_RESPONDERS) {
-        return Ok(None);
-    }
     match serde_json::from_slice::<Response<PublishAck>>(&answer.payload) {
         // A duplicate has the id of the first.
         Ok(Response::Ok(ack)) => Ok(Some(ack.sequence.into())),
@@ -131,26 +130,35 @@ impl driver::Producer for NatsProducer {
     async fn send_batch(&self, messages: Vec<Message>) -> Vec<Result<MessageId>> {
         let mut outcomes = Vec::with_capacity(messages.len());
         for part in messages.chunks(WINDOW) {
-            let deadline = self.requests.deadline();
-            let mut asked = Vec::with_capacity(part.len());
-            for message in part {
-                asked.push(self.hand_over(Outgoing::new(message, &self.subjects), deadline).await);
-            }
-            let at = outcomes.len();
-            // The last first: when it is answered, those before it are, and one wake was enough for all.
-            for (asked, message) in asked.into_iter().zip(part).rev() {
-                let answered = match asked {
-                    Ok(asked) => outcome(asked.answer(deadline).await),
-                    Err(error) => Err(error),
+            let mut answers: Vec<Option<std::result::Result<async_nats::Message, Silence>>> =
+                part.iter().map(|_| None).collect();
+            let mut asking: FuturesUnordered<_> = part
+                .iter()
+                .enumerate()
+                .map(|(at, message)| {
+                    self.ask(Outgoing::new(message, &self.subjects)).map(move |answer| (at, answer))
+                })
+                .collect();
+            let gathering = async {
+                while let Some((at, answer)) = asking.next().await {
+                    answers[at] = Some(answer);
+                }
+            };
+            // All are handed over at once, in order; the budget would let others in between.
+            let cut = self.requests.in_time(self.requests.begin(), unconstrained(gathering)).await.err();
+            drop(asking);
+            for (answer, message) in answers.into_iter().zip(part) {
+                let unanswered = || match cut {
+                    Some(Silence::Late) => Silence::Late,
+                    _ => Silence::Lost,
                 };
-                outcomes.push(match answered {
+                outcomes.push(match outcome(answer.unwrap_or_else(|| Err(unanswered()))) {
                     Ok(Some(id)) => Ok(id),
                     // The stream is gone; the message was taken by nobody.
                     Ok(None) => self.publish(|| Outgoing::new(message, &self.subjects)).await,
                     Err(error) => Err(error),
                 });
             }
-            outcomes[at..].reverse();
         }
         outcomes
     }

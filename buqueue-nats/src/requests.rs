@@ -1,121 +1,141 @@
-//! Questions to the server, many at a time over one subscription.
+//! Questions to the server: many at a time, each with its answer, a reason why there is none, or the end of patience.
+//!
+//! The client correlates answers in the task that reads its connection, but it does not tell when that connection has
+//! broken, and does not ask again: whoever waits would wait in vain.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
+use async_nats::client::{RequestError, RequestErrorKind};
 use async_nats::header::HeaderMap;
-use async_nats::{Client, Message, Subject};
-use buqueue_core::{BuqueueError, ErrorKind, Result};
+use async_nats::{Client, Message, Request, Subject};
+use buqueue_core::{BuqueueError, ErrorKind};
 use bytes::Bytes;
-use futures_util::StreamExt;
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 
-use crate::connection::Link;
+use crate::connection::{Link, State};
 use crate::error;
 
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<Message>>>>;
-
-/// Asks and correlates the answers. The task that reads them ends with it.
+/// Asks.
 pub(crate) struct Requests {
     client: Client,
-    inbox: String,
-    next: AtomicU64,
-    waiting: Waiting,
+    state: watch::Receiver<State>,
     timeout: Duration,
-    _reader: JoinSet<()>,
 }
 
 impl fmt::Debug for Requests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Requests").field("inbox", &self.inbox).finish_non_exhaustive()
+        f.debug_struct("Requests").field("timeout", &self.timeout).finish_non_exhaustive()
+    }
+}
+
+/// When something was asked: in which state of the connection, and until when an answer is in time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Began {
+    asked_in: State,
+    deadline: Instant,
+}
+
+impl Began {
+    /// With less patience.
+    pub(crate) fn within(self, limit: Duration) -> Self {
+        Self { deadline: self.deadline.min(Instant::now() + limit), ..self }
+    }
+
+    pub(crate) fn deadline(self) -> Instant {
+        self.deadline
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Silence {
+    /// The connection broke.
+    Lost,
+    /// It took too long.
+    Late,
+    /// Nobody takes the subject.
+    NoResponders,
+    /// The client does not send it.
+    Refused(BuqueueError),
+}
+
+impl Silence {
+    /// As an error; `what` was asked for.
+    pub(crate) fn into_error(self, what: &str) -> BuqueueError {
+        match self {
+            Self::Lost => error::lost(),
+            Self::Late => error::timed_out(what),
+            Self::NoResponders => BuqueueError::new(ErrorKind::NotFound, format!("{what}: nobody answers")),
+            Self::Refused(error) => error,
+        }
     }
 }
 
 impl Requests {
-    pub(crate) async fn start(link: &Link, timeout: Duration) -> Result<Self> {
-        let client = link.client.clone();
-        let inbox = client.new_inbox();
-        let subscribed = client.subscribe(format!("{inbox}.*")).await;
-        let mut answers = subscribed.map_err(|error| {
-            BuqueueError::new(ErrorKind::ConnectionLost, "the connection is closed").with_source(error)
-        })?;
-        let waiting = Waiting::default();
-        let mut reader = JoinSet::new();
-        let (known, mut state) = (Arc::clone(&waiting), link.state());
-        reader.spawn(async move {
-            loop {
-                tokio::select! {
-                    answer = answers.next() => {
-                        let Some(answer) = answer else { return };
-                        let number = answer.subject.rsplit('.').next().and_then(|token| token.parse().ok());
-                        let asked = number.and_then(|number: u64| lock(&known).remove(&number));
-                        if let Some(asked) = asked {
-                            // Who asked may have stopped waiting.
-                            drop(asked.send(answer));
-                        }
-                    }
-                    changed = state.changed() => {
-                        if changed.is_err() {
-                            return;
-                        }
-                        // What was asked on the connection that broke is not answered any more. A question that is
-                        // still in the client's queue is asked all the same; nobody waits for its answer.
-                        if !state.borrow_and_update().up {
-                            lock(&known).clear();
-                        }
-                    }
-                }
-            }
-        });
-        Ok(Self { client, inbox, next: AtomicU64::new(0), waiting, timeout, _reader: reader })
+    pub(crate) fn new(link: &Link, timeout: Duration) -> Self {
+        Self { client: link.client.clone(), state: link.state(), timeout }
     }
 
-    /// When an answer to what is asked now is late.
-    pub(crate) fn deadline(&self) -> Instant {
-        Instant::now() + self.timeout
+    /// For what is asked now.
+    pub(crate) fn begin(&self) -> Began {
+        Began { asked_in: *self.state.borrow(), deadline: Instant::now() + self.timeout }
     }
 
-    /// Hands a question to the connection. The answer is waited for with [`Asked::answer`].
+    /// Hands a question to the connection at the first poll, behind those that were handed over before; the server's
+    /// answer. Waits for ever, but for [`in_time`](Self::in_time).
     pub(crate) async fn ask(
         &self,
         subject: Subject,
         headers: HeaderMap,
         payload: Bytes,
-        deadline: Instant,
-    ) -> Result<Asked> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (answer, answered) = oneshot::channel();
-        lock(&self.waiting).insert(number, answer);
-        // Forgets the question when it cannot be asked, or nobody waits any more.
-        let asked = Asked { number, answered, waiting: Arc::clone(&self.waiting) };
-        let reply = format!("{}.{number}", self.inbox);
-        let publishing = async {
-            if headers.is_empty() {
-                self.client.publish_with_reply(subject, reply, payload).await
-            } else {
-                self.client.publish_with_reply_and_headers(subject, reply, headers, payload).await
-            }
-        };
-        let mut publishing = pin!(publishing);
-        // The queue in front of the connection may be full while it is down. Mostly it is not, and no timer is needed.
-        let published = match poll_once(publishing.as_mut()).await {
-            Some(published) => published,
-            None => match timeout_at(deadline, publishing).await {
-                Ok(published) => published,
-                Err(_) => return Err(error::timed_out("the connection")),
-            },
-        };
-        published.map_err(error::publishing)?;
-        Ok(asked)
+    ) -> Result<Message, Silence> {
+        let request = Request::new().payload(payload).timeout(None);
+        let request = if headers.is_empty() { request } else { request.headers(headers) };
+        self.client.send_request(subject, request).await.map_err(silence)
     }
+
+    /// Waits for answers to what `asking` has asked since `began`, as long as they can come.
+    pub(crate) async fn in_time<F: Future>(&self, began: Began, asking: F) -> Result<F::Output, Silence> {
+        let mut state = self.state.clone();
+        let mut asking = pin!(asking);
+        // Mostly there is no answer yet, and never one later than this without a wait.
+        if let Some(answered) = poll_once(asking.as_mut()).await {
+            return Ok(answered);
+        }
+        tokio::select! {
+            biased;
+            answered = asking => Ok(answered),
+            () = lost(&mut state, began.asked_in) => Err(Silence::Lost),
+            () = sleep_until(began.deadline) => Err(Silence::Late),
+        }
+    }
+}
+
+/// Waits until the server cannot answer any more what was asked in that state of the connection. What was asked on a
+/// connection that breaks is not answered; what was asked while there was none is asked on the next one.
+async fn lost(state: &mut watch::Receiver<State>, asked_in: State) {
+    let asked_on = if asked_in.up { asked_in.epoch } else { asked_in.epoch + 1 };
+    let broken = |state: &State| state.epoch > asked_on || (state.epoch == asked_on && !state.up);
+    // A client that has ended does not answer either.
+    let _ended = state.wait_for(broken).await.is_err();
+}
+
+fn silence(error: RequestError) -> Silence {
+    let (kind, fact) = match error.kind() {
+        RequestErrorKind::NoResponders => return Silence::NoResponders,
+        RequestErrorKind::TimedOut => return Silence::Late,
+        RequestErrorKind::Other => return Silence::Lost,
+        RequestErrorKind::InvalidSubject => (ErrorKind::InvalidMessage, "routing_key: is no subject"),
+        RequestErrorKind::MaxPayloadExceeded => {
+            (ErrorKind::PayloadTooLarge, "payload and headers: more bytes than the server's max_payload")
+        }
+    };
+    Silence::Refused(BuqueueError::new(kind, fact).with_source(error))
 }
 
 /// What the future is ready with, if it is; otherwise it is polled on by who awaits it next.
@@ -127,42 +147,28 @@ pub(crate) async fn poll_once<F: Future>(mut future: Pin<&mut F>) -> Option<F::O
     .await
 }
 
-/// A question that was asked.
-pub(crate) struct Asked {
-    number: u64,
-    answered: oneshot::Receiver<Message>,
-    waiting: Waiting,
-}
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
 
-/// Why there is no answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Silence {
-    /// The connection broke.
-    Lost,
-    /// It took too long.
-    Late,
-}
+    use super::*;
 
-impl Asked {
-    pub(crate) async fn answer(mut self, deadline: Instant) -> Result<Message, Silence> {
-        match timeout_at(deadline, &mut self.answered).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(Silence::Lost),
-            Err(_) => Err(Silence::Late),
+    #[test]
+    fn an_answer_is_lost_with_the_connection_it_was_asked_on() {
+        let state = |up, epoch| State { up, epoch };
+        for (asked_in, then, is_lost) in [
+            (state(true, 1), state(true, 1), false),
+            (state(true, 1), state(false, 1), true),
+            (state(true, 1), state(true, 2), true),
+            (state(false, 1), state(false, 1), false),
+            (state(false, 1), state(true, 2), false),
+            (state(false, 1), state(false, 2), true),
+            (state(false, 1), state(true, 3), true),
+            (state(false, 0), state(true, 1), false),
+        ] {
+            let (_sender, mut receiver) = watch::channel(then);
+            let lost = lost(&mut receiver, asked_in).now_or_never().is_some();
+            assert_eq!(lost, is_lost, "asked in {asked_in:?}, then {then:?}");
         }
     }
-}
-
-impl Drop for Asked {
-    fn drop(&mut self) {
-        // Answered ones are no longer there.
-        if matches!(self.answered.try_recv(), Err(oneshot::error::TryRecvError::Empty)) {
-            lock(&self.waiting).remove(&self.number);
-        }
-    }
-}
-
-/// Nothing that panics runs under this lock.
-fn lock(waiting: &Waiting) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>>> {
-    waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
