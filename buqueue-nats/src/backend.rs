@@ -70,17 +70,17 @@ impl driver::Backend for NatsBackend {
 
     async fn connect_producer(options: &NatsOptions) -> Result<NatsProducer> {
         let link = Link::connect(options, false).await?;
-        let scheduling = topology::ensure_stream(&link, &options.config).await?;
-        Ok(NatsProducer::new(link, options, scheduling))
+        let standing = topology::ensure_stream(&link, &options.config).await?;
+        Ok(NatsProducer::new(link, options, standing.scheduling))
     }
 
     async fn connect_consumer(options: &NatsOptions) -> Result<NatsConsumer> {
         let link = Link::connect(options, true).await?;
-        let scheduling = topology::ensure_stream(&link, &options.config).await?;
-        let durable = topology::ensure_consumer(&link, options, &scheduling, None).await?;
+        let standing = topology::ensure_stream(&link, &options.config).await?;
+        let durable = topology::ensure_consumer(&link, options, &standing.scheduling, None).await?;
         let session =
             Session::new(link, options.request_timeout, options.config.ack_wait, options.plain_acks);
         let floor = durable.ack_floor.stream_sequence;
-        NatsConsumer::start(Arc::new(session), options, scheduling, floor).await
+        NatsConsumer::start(Arc::new(session), options, standing, floor).await
     }
 }

@@ -13,7 +13,7 @@ use crate::config::NatsOptions;
 use crate::delay;
 use crate::lease::{Delivered, Held, Session};
 use crate::reader::{Reader, Shared};
-use crate::topology::Scheduling;
+use crate::topology::{Scheduling, Standing};
 
 /// The most messages that one request asks for.
 const BATCH_MAX: usize = 1000;
@@ -33,15 +33,15 @@ impl NatsConsumer {
     pub(crate) async fn start(
         session: Arc<Session>,
         options: &NatsOptions,
-        scheduling: Scheduling,
+        standing: Standing,
         floor: u64,
     ) -> Result<Self> {
         let mut mover = JoinSet::new();
-        if scheduling == Scheduling::Delayed {
+        if standing.scheduling == Scheduling::Delayed {
             mover.spawn(delay::move_what_is_due(session.link.clone(), options.clone()));
         }
         let shared = Arc::new(Shared::new(session));
-        let reader = Reader::start(Arc::clone(&shared), options.clone(), scheduling, floor).await?;
+        let reader = Reader::start(Arc::clone(&shared), options.clone(), standing, floor).await?;
         tokio::spawn(reader.run());
         Ok(Self { shared, taken: Vec::new(), _mover: mover })
     }

@@ -54,6 +54,10 @@ async fn moving(link: &Link, options: &NatsOptions, backoff: &mut Backoff) -> Re
     let mut state = link.state();
     let mut moves = FuturesUnordered::new();
     loop {
+        // As many as one pull brings, and no more: the server gives what waits here for too long to others.
+        while moves.len() >= BATCH {
+            moves.next().await;
+        }
         state.mark_unchanged();
         link.client
             .publish_with_reply(next.clone(), inbox.clone(), request.clone())

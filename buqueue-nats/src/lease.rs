@@ -113,7 +113,7 @@ impl Session {
         }
         // The server does not answer when it has heard of it, or when it has restarted since; so this does not wait
         // for long.
-        let again = self.requests.begin().within(SECOND_TRY);
+        let again = self.requests.begin().within(SECOND_TRY).no_later_than(began);
         let asking = self.requests.ask(reply, HeaderMap::new(), verb);
         match self.requests.in_time(again, asking).await.and_then(|answer| answer) {
             Ok(_) => Ok(()),
@@ -267,11 +267,13 @@ impl Lease for Delivered {
             return QueueFuture::ready(Err(error));
         }
         QueueFuture::pending(async move {
+            // The server's begins after this.
+            let asked_at = Instant::now();
             self.session.settle(self.held.reply.clone(), Bytes::from_static(WPI)).await?;
             let by = by.min(LONGEST);
             let mut until = lock(&self.until);
             // The server restarts the whole of its lease; a shorter one cannot be asked for.
-            until.lease = Instant::now() + by.max(self.session.own_lease());
+            until.lease = asked_at + by.max(self.session.own_lease());
             if by > self.session.ack_wait && !until.renewing {
                 until.renewing = true;
                 drop(until);

@@ -68,15 +68,43 @@ impl NatsProducer {
                 None => self.declare().await?,
             }
         }
-        let fact = format!("no stream takes the subject {:?}", build().subject.as_str());
-        Err(BuqueueError::new(ErrorKind::NotFound, fact))
+        Err(untaken(&build()))
+    }
+
+    /// All at once, in order. `None`: there is no stream for the subject.
+    async fn send_part(&self, part: &[&Message]) -> Vec<Result<Option<MessageId>>> {
+        let mut answers: Vec<Option<std::result::Result<async_nats::Message, Silence>>> =
+            part.iter().map(|_| None).collect();
+        let mut asking: FuturesUnordered<_> = (part.iter().enumerate())
+            .map(|(at, message)| {
+                self.ask(Outgoing::new(message, &self.subjects)).map(move |answer| (at, answer))
+            })
+            .collect();
+        let gathering = async {
+            while let Some((at, answer)) = asking.next().await {
+                answers[at] = Some(answer);
+            }
+        };
+        // The task's budget would let others in between.
+        let cut = self.requests.in_time(self.requests.begin(), unconstrained(gathering)).await.err();
+        drop(asking);
+        let unanswered = || match cut {
+            Some(Silence::Late) => Silence::Late,
+            _ => Silence::Lost,
+        };
+        answers.into_iter().map(|answer| outcome(answer.unwrap_or_else(|| Err(unanswered())))).collect()
     }
 
     async fn declare(&self) -> Result<()> {
-        let scheduling = topology::ensure_stream(&self.link, &self.options.config).await?;
-        *self.scheduling.write().await = scheduling;
+        let standing = topology::ensure_stream(&self.link, &self.options.config).await?;
+        *self.scheduling.write().await = standing.scheduling;
         Ok(())
     }
+}
+
+fn untaken(outgoing: &Outgoing) -> BuqueueError {
+    let fact = format!("no stream takes the subject {:?}", outgoing.subject.as_str());
+    BuqueueError::new(ErrorKind::NotFound, fact)
 }
 
 /// `None`: there is no stream for the subject.
@@ -130,35 +158,21 @@ impl driver::Producer for NatsProducer {
     async fn send_batch(&self, messages: Vec<Message>) -> Vec<Result<MessageId>> {
         let mut outcomes = Vec::with_capacity(messages.len());
         for part in messages.chunks(WINDOW) {
-            let mut answers: Vec<Option<std::result::Result<async_nats::Message, Silence>>> =
-                part.iter().map(|_| None).collect();
-            let mut asking: FuturesUnordered<_> = part
-                .iter()
-                .enumerate()
-                .map(|(at, message)| {
-                    self.ask(Outgoing::new(message, &self.subjects)).map(move |answer| (at, answer))
-                })
-                .collect();
-            let gathering = async {
-                while let Some((at, answer)) = asking.next().await {
-                    answers[at] = Some(answer);
+            let part: Vec<&Message> = part.iter().collect();
+            let mut sent = self.send_part(&part).await;
+            // The stream is gone; those messages were taken by nobody. Declared once and sent once more.
+            let unsent: Vec<usize> = (0..sent.len()).filter(|at| matches!(sent[*at], Ok(None))).collect();
+            if !unsent.is_empty() && self.declare().await.is_ok() {
+                let again: Vec<&Message> = unsent.iter().map(|at| part[*at]).collect();
+                for (at, outcome) in unsent.into_iter().zip(self.send_part(&again).await) {
+                    sent[at] = outcome;
                 }
-            };
-            // All are handed over at once, in order; the budget would let others in between.
-            let cut = self.requests.in_time(self.requests.begin(), unconstrained(gathering)).await.err();
-            drop(asking);
-            for (answer, message) in answers.into_iter().zip(part) {
-                let unanswered = || match cut {
-                    Some(Silence::Late) => Silence::Late,
-                    _ => Silence::Lost,
-                };
-                outcomes.push(match outcome(answer.unwrap_or_else(|| Err(unanswered()))) {
-                    Ok(Some(id)) => Ok(id),
-                    // The stream is gone; the message was taken by nobody.
-                    Ok(None) => self.publish(|| Outgoing::new(message, &self.subjects)).await,
-                    Err(error) => Err(error),
-                });
             }
+            outcomes.extend(sent.into_iter().zip(part).map(|(outcome, message)| match outcome {
+                Ok(Some(id)) => Ok(id),
+                Ok(None) => Err(untaken(&Outgoing::new(message, &self.subjects))),
+                Err(error) => Err(error),
+            }));
         }
         outcomes
     }

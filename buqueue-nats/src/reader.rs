@@ -23,7 +23,7 @@ use crate::config::NatsOptions;
 use crate::connection::State as LinkState;
 use crate::convert::{self, Info, Subjects};
 use crate::lease::{Held, Session};
-use crate::topology::{self, Scheduling};
+use crate::topology::{self, Standing};
 
 /// How long a pull waits at the server, and how often the server says that it still does.
 const EXPIRES: Duration = Duration::from_secs(30);
@@ -76,6 +76,15 @@ struct Pull {
     looks: u64,
     heard: Instant,
     until: Instant,
+    /// When the last message came by it.
+    brought: Option<Instant>,
+}
+
+impl Pull {
+    /// When it may be left: what is on its way then would be lost until its lease ends.
+    fn quiet_at(&self, now: Instant) -> Instant {
+        self.brought.map_or(now, |brought| brought + GRACE)
+    }
 }
 
 /// Asks, and takes what comes.
@@ -83,8 +92,8 @@ pub(crate) struct Reader {
     shared: Arc<Shared>,
     options: NatsOptions,
     subjects: Subjects,
-    scheduling: Scheduling,
-    /// Everything up to here was settled when this consumer was built.
+    /// Which stream it is; and everything up to here was settled when this consumer was built.
+    created: i128,
     floor: u64,
     next_subject: String,
     inbox: String,
@@ -93,6 +102,10 @@ pub(crate) struct Reader {
     leaving: Vec<Subscriber>,
     pulls: u64,
     pull: Option<Pull>,
+    /// The durable was restored, and nothing has come since.
+    restored: bool,
+    /// How many had been taken when reading ahead found nothing.
+    nothing_ahead_at: u64,
     /// The call of `fetch` after which the last failure was reported; the next one tries again.
     failed_at_call: Option<u64>,
     average_size: usize,
@@ -114,7 +127,7 @@ impl Reader {
     pub(crate) async fn start(
         shared: Arc<Shared>,
         options: NatsOptions,
-        scheduling: Scheduling,
+        standing: Standing,
         floor: u64,
     ) -> Result<Self> {
         let session = shared.session();
@@ -127,7 +140,7 @@ impl Reader {
         Ok(Self {
             shared,
             subjects,
-            scheduling,
+            created: standing.created,
             floor,
             next_subject,
             inbox,
@@ -135,6 +148,8 @@ impl Reader {
             leaving: Vec::new(),
             pulls: 0,
             pull: None,
+            restored: false,
+            nothing_ahead_at: u64::MAX,
             failed_at_call: None,
             average_size: 0,
             ahead: 1,
@@ -171,6 +186,7 @@ impl Reader {
         if wishes.closed {
             return Step::Stop;
         }
+        let quiet_at = self.pull.as_ref().map(|pull| pull.quiet_at(now));
         let fast = wishes.last_take.is_some_and(|taken| now.duration_since(taken) < FAST);
         let tried = self.failed_at_call == Some(wishes.calls);
         if self.link.borrow().up && !tried {
@@ -179,11 +195,19 @@ impl Reader {
             let (looks, low) = (wishes.looks, wishes.ready <= self.ahead / 2);
             match &self.pull {
                 // A look is answered by the server at once, also while an older pull waits.
-                Some(pull) if wishes.is_looking() && pull.waits => return Step::Leave,
+                Some(pull) if wishes.is_looking() && pull.waits => {
+                    match quiet_at.filter(|quiet_at| now < *quiet_at) {
+                        Some(quiet_at) => return Step::Wait { until: Some(quiet_at) },
+                        None => return Step::Leave,
+                    }
+                }
                 Some(_) => {}
                 None if wishes.is_looking() => return Step::Pull { batch, waits: false, looks },
                 None if wishes.demand > wishes.ready => return Step::Pull { batch, waits: true, looks },
-                None if fast && self.ahead > 1 && low => return Step::Pull { batch, waits: false, looks },
+                // Where there was nothing it is not asked for again and again.
+                None if fast && self.ahead > 1 && low && wishes.taken != self.nothing_ahead_at => {
+                    return Step::Pull { batch, waits: false, looks };
+                }
                 None => {}
             }
         }
@@ -193,7 +217,7 @@ impl Reader {
             .map(|pull| pull.until.min(pull.heard + if pull.waits { SILENCE } else { LOOK_SILENCE }));
         // Nobody waits any more for what the pull would bring.
         if wishes.demand == 0 && self.pull.as_ref().is_some_and(|pull| pull.waits) {
-            match wishes.demand_ended.map(|ended| ended + GRACE) {
+            match wishes.demand_ended.map(|ended| ended + GRACE).max(quiet_at) {
                 Some(graced) if now < graced => until = Some(until.map_or(graced, |until| until.min(graced))),
                 _ => return Step::Leave,
             }
@@ -234,6 +258,7 @@ impl Reader {
                     looks,
                     heard: now,
                     until: now + if waits { EXPIRES + SILENCE } else { LOOK_SILENCE },
+                    brought: None,
                 });
             }
             Ok(Err(error)) => self.fail(crate::error::publishing(error)),
@@ -308,9 +333,10 @@ impl Reader {
         let reply = message.reply.clone()?;
         let info = Info::parse(&reply)?;
         if let Some(pull) = self.pull.as_mut().filter(|_| current) {
-            pull.heard = now;
+            (pull.heard, pull.brought) = (now, Some(now));
             pull.left = pull.left.saturating_sub(1);
         }
+        self.restored = false;
         self.average_size = (self.average_size * 7 + message.length.max(message.payload.len())) / 8;
         if info.delivered > 1 {
             // What fails may kill its process, and blame what was read ahead.
@@ -336,7 +362,10 @@ impl Reader {
         pull.heard = Instant::now();
         match status {
             StatusCode::IDLE_HEARTBEAT => {}
-            StatusCode::NOT_FOUND | StatusCode::TIMEOUT => self.end_pull(),
+            StatusCode::NOT_FOUND | StatusCode::TIMEOUT => {
+                self.nothing_ahead_at = self.shared.mailbox.wishes().taken;
+                self.end_pull();
+            }
             StatusCode::NO_RESPONDERS => self.restore().await,
             _ => {
                 let words = message.description.as_deref().unwrap_or_default().to_ascii_lowercase();
@@ -362,15 +391,20 @@ impl Reader {
     async fn restore(&mut self) {
         let link = self.shared.session().link.clone();
         let restored = async {
-            let scheduling = topology::ensure_stream(&link, &self.options.config).await?;
-            topology::ensure_consumer(&link, &self.options, &scheduling, Some(self.floor)).await?;
-            Ok(scheduling)
+            let standing = topology::ensure_stream(&link, &self.options.config).await?;
+            if standing.created != self.created {
+                // Another stream: what was settled in the one before says nothing about it.
+                (self.created, self.floor) = (standing.created, 0);
+            }
+            topology::ensure_consumer(&link, &self.options, &standing.scheduling, Some(self.floor)).await
         };
         match restored.await {
-            Ok(scheduling) => {
-                self.scheduling = scheduling;
-                self.pull = None;
+            // Once is repaired on the spot; twice without a message in between is left to core's back-off.
+            Ok(_) if std::mem::replace(&mut self.restored, true) => {
+                let fact = "the durable consumer is there and does not answer";
+                self.fail(BuqueueError::new(ErrorKind::ConnectionLost, fact));
             }
+            Ok(_) => self.pull = None,
             Err(error) => self.fail(error),
         }
     }
@@ -389,7 +423,11 @@ impl Reader {
         }
     }
 
-    /// Cancels the pull that waits: the server drops it when nobody listens. What is on its way still comes.
+    /// Cancels the pull that waits: the server drops it when nobody listens.
+    ///
+    /// What is on its way at that moment may be forgotten by the client (async-nats 0.51 drops a drained subscription
+    /// with its next command) and comes again when its lease ends. So this is done only when nothing has come by the
+    /// pull for a while.
     async fn leave(&mut self) {
         self.pull = None;
         match subscribe(self.shared.session()).await {

@@ -46,6 +46,11 @@ impl Began {
         Self { deadline: self.deadline.min(Instant::now() + limit), ..self }
     }
 
+    /// With no more patience than what was asked before.
+    pub(crate) fn no_later_than(self, before: Self) -> Self {
+        Self { deadline: self.deadline.min(before.deadline), ..self }
+    }
+
     pub(crate) fn deadline(self) -> Instant {
         self.deadline
     }

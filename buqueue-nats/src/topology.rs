@@ -23,6 +23,14 @@ pub(crate) enum Scheduling {
     Unavailable(String),
 }
 
+/// A stream as it was found.
+#[derive(Debug, Clone)]
+pub(crate) struct Standing {
+    pub(crate) scheduling: Scheduling,
+    /// Another one of the same name has another. Nanoseconds since 1970.
+    pub(crate) created: i128,
+}
+
 /// The stream that keeps delayed messages.
 pub(crate) fn delay_stream(stream: &str) -> String {
     format!("{stream}_buqueue_delay")
@@ -32,7 +40,7 @@ pub(crate) fn delay_stream(stream: &str) -> String {
 pub(crate) const MOVER: &str = "mover";
 
 /// Creates the stream, or compares it with what is there.
-pub(crate) async fn ensure_stream(link: &Link, config: &NatsConfig) -> Result<Scheduling> {
+pub(crate) async fn ensure_stream(link: &Link, config: &NatsConfig) -> Result<Standing> {
     let wanted = config.jetstream.to_native();
     // What nobody is interested in, an interest stream drops: schedules too. And the server (2.15.1) refuses schedules
     // in a stream that discards what is new.
@@ -50,13 +58,24 @@ pub(crate) async fn ensure_stream(link: &Link, config: &NatsConfig) -> Result<Sc
         },
     };
     compare(&wanted, &found.config, link)?;
-    if native && scheduling_is_on(&found.config) {
+    let created = found.created.unix_timestamp_nanos();
+    let scheduling = ensure_scheduling(link, config, native, &found.config).await?;
+    Ok(Standing { scheduling, created })
+}
+
+async fn ensure_scheduling(
+    link: &Link,
+    config: &NatsConfig,
+    native: bool,
+    found: &stream::Config,
+) -> Result<Scheduling> {
+    if native && scheduling_is_on(found) {
         return Ok(Scheduling::Native);
     }
-    if native && !found.config.sealed && found.config.mirror.is_none() {
-        let widened = with_schedules(&found.config, true);
+    if native && !found.sealed && found.mirror.is_none() {
+        let widened = with_schedules(found, true);
         let asked =
-            link.api::<stream::Info>(&format!("STREAM.UPDATE.{}", wanted.name), Some(json!(widened))).await;
+            link.api::<stream::Info>(&format!("STREAM.UPDATE.{}", found.name), Some(json!(widened))).await;
         // Old servers take the request and leave the flag out.
         if asked.is_ok_and(|answer| answer.is_ok_and(|info| scheduling_is_on(&info.config))) {
             return Ok(Scheduling::Native);

@@ -85,7 +85,7 @@ impl driver::Backend for RabbitMqBackend {
     async fn connect_producer(options: &RabbitMqOptions) -> Result<RabbitMqProducer> {
         let publisher = Publisher::new(Connector::new(options)?);
         publisher.live().await?;
-        Ok(RabbitMqProducer { publisher, timeout: options.operation_timeout })
+        Ok(RabbitMqProducer { publisher })
     }
 
     async fn connect_consumer(options: &RabbitMqOptions) -> Result<RabbitMqConsumer> {

@@ -45,6 +45,11 @@ pub(crate) fn convert(what: &str, error: lapin::Error) -> BuqueueError {
     BuqueueError::new(kind, fact).with_source(error)
 }
 
+/// The error of what worked before: what is not found now may be on a node that is down.
+pub(crate) fn passing(what: &str, error: BuqueueError) -> BuqueueError {
+    if error.kind == ErrorKind::NotFound { lost(what).with_source(error) } else { error }
+}
+
 /// What connecting failed at.
 pub(crate) fn connecting(error: lapin::Error, vhost: &str) -> BuqueueError {
     let text = error.to_string();

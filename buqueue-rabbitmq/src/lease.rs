@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use futures_util::future::try_join_all;
 use lapin::options::{BasicAckOptions, BasicRejectOptions};
 use lapin::{Channel, Connection};
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::config::QueueType;
@@ -85,10 +86,18 @@ pub(crate) struct Epoch {
     pub(crate) connection: Arc<Connection>,
     /// Delivered on this channel and not settled.
     outstanding: Arc<Mutex<BTreeSet<u64>>>,
-    count: Arc<AtomicUsize>,
+    count: Arc<Count>,
     burst: Arc<Burst>,
     settles: Coalescer<Settle, ()>,
     runtime: Handle,
+}
+
+/// How many are not settled, and who waits for one to be.
+#[derive(Debug, Default)]
+struct Count {
+    unsettled: AtomicUsize,
+    awaited: AtomicBool,
+    freed: Notify,
 }
 
 /// The settles that may still be on their way from the channel to the queue.
@@ -119,7 +128,7 @@ impl fmt::Debug for Epoch {
 impl Epoch {
     pub(crate) fn new(connection: Arc<Connection>, channel: Channel, limit: Duration) -> Self {
         let outstanding = Arc::new(Mutex::new(BTreeSet::new()));
-        let count = Arc::new(AtomicUsize::new(0));
+        let count = Arc::new(Count::default());
         let burst = Arc::new(Burst::default());
         let worker = Worker {
             channel: channel.clone(),
@@ -139,12 +148,25 @@ impl Epoch {
     /// A delivery has come. In the order of their tags.
     pub(crate) fn delivered(&self, tag: u64) {
         lock(&self.outstanding).insert(tag);
-        self.count.fetch_add(1, Ordering::Relaxed);
+        self.count.unsettled.fetch_add(1, Ordering::SeqCst);
     }
 
     /// How many deliveries are not settled.
     pub(crate) fn unsettled(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+        self.count.unsettled.load(Ordering::SeqCst)
+    }
+
+    /// The same; where there are `most`, [`freed`](Self::freed) tells when one is settled.
+    pub(crate) fn unsettled_or_wake(&self, most: usize) -> usize {
+        if self.unsettled() >= most {
+            self.count.awaited.store(true, Ordering::SeqCst);
+        }
+        // One that was settled in between has told nobody.
+        self.unsettled()
+    }
+
+    pub(crate) async fn freed(&self) {
+        self.count.freed.notified().await;
     }
 
     pub(crate) fn is_alive(&self) -> bool {
@@ -187,14 +209,17 @@ impl Drop for Epoch {
 struct Worker {
     channel: Channel,
     outstanding: Arc<Mutex<BTreeSet<u64>>>,
-    count: Arc<AtomicUsize>,
+    count: Arc<Count>,
     burst: Arc<Burst>,
     limit: Duration,
 }
 
 impl Worker {
     async fn flush(&self, items: Vec<Settle>) -> Vec<Result<()>> {
-        self.count.fetch_sub(items.len(), Ordering::Relaxed);
+        self.count.unsettled.fetch_sub(items.len(), Ordering::SeqCst);
+        if self.count.awaited.swap(false, Ordering::SeqCst) {
+            self.count.freed.notify_one();
+        }
         let written = match timeout(self.limit, self.write(&items)).await {
             Ok(Ok(())) if self.channel.status().connected() => true,
             // The broker gives to others what was not settled on a channel that is gone.
@@ -326,10 +351,11 @@ impl Delivered {
     /// Publishes a copy with the count, and then acks the original.
     async fn replace(&self, after: Duration) -> Result<()> {
         let (held, publisher) = (&self.held, &self.session.publisher);
+        let due = Instant::now() + after.min(crate::delay::LONGEST);
         let route = if after.is_zero() {
             publisher.route_to_queue()
         } else {
-            publisher.route_to_queue_later(after.min(crate::delay::LONGEST)).await?
+            publisher.route_to_queue_later(due).await?
         };
         publisher.publish(&held.message, &held.id, &route, self.next_story()).await?;
         held.epoch.ack(held.tag).await

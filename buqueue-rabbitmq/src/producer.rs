@@ -1,17 +1,13 @@
 //! The sending half.
 
-use std::sync::Arc;
-
 use buqueue_core::driver;
-use buqueue_core::{BuqueueError, Message, MessageId, Result};
+use buqueue_core::{Message, MessageId, Result};
 use chrono::{DateTime, Utc};
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use crate::convert::{self, Story};
-use crate::error;
-use crate::publisher::{Live, Publisher, Taken};
+use crate::publisher::{Parcel, Publisher, Taken, for_all, unroutable};
+use crate::{delay, error};
 
 /// How many messages may be on their way unconfirmed.
 const WINDOW: usize = 1000;
@@ -22,65 +18,51 @@ const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 #[derive(Debug)]
 pub struct RabbitMqProducer {
     pub(crate) publisher: Publisher,
-    pub(crate) timeout: std::time::Duration,
 }
 
 impl RabbitMqProducer {
-    /// All at once: the client's writer takes what is there with one write, where it would take a write for each that
-    /// is waited for.
     async fn send_part(&self, part: &[Message]) -> Vec<Result<MessageId>> {
-        let deadline = Instant::now() + self.timeout;
-        // Before the first is begun: what had to wait for a connection would be overtaken.
-        let live = match self.publisher.live().await {
-            Ok(live) => live,
-            Err(error) => {
-                let (kind, fact) = (error.kind.clone(), error.message().to_owned());
-                let others = (1..part.len()).map(|_| Err(BuqueueError::new(kind.clone(), fact.clone())));
-                return std::iter::once(Err(error)).chain(others).collect();
-            }
-        };
         let ids: Vec<String> = part.iter().map(|_| convert::fresh_id()).collect();
-        let mut sending: FuturesUnordered<_> = (part.iter().zip(&ids).enumerate())
-            .map(|(at, (message, id))| {
-                let live = &live;
-                async move {
-                    let route = self.publisher.route(message)?;
-                    self.publisher.publish_on(live, message, id, &route, Story::default()).await
+        let mut outcomes: Vec<Option<Result<Taken>>> = part.iter().map(|_| None).collect();
+        for declared in [false, true] {
+            let (mut parcels, mut places) = (Vec::with_capacity(part.len()), Vec::with_capacity(part.len()));
+            for (at, outcome) in outcomes.iter_mut().enumerate() {
+                if !matches!(outcome, None | Some(Ok(Taken::ByNoQueue))) {
+                    continue;
                 }
-                .map(move |outcome| (at, outcome))
-            })
-            .collect();
-        let mut taken: Vec<Option<Result<Taken>>> = part.iter().map(|_| None).collect();
-        let all = async {
-            while let Some((at, outcome)) = sending.next().await {
-                taken[at] = Some(outcome);
+                let (message, id) = (&part[at], ids[at].as_str());
+                match self.publisher.route(message) {
+                    Ok(route) => {
+                        parcels.push(Parcel { message, id, route, story: Story::default() });
+                        places.push(at);
+                    }
+                    Err(error) => *outcome = Some(Err(error)),
+                }
             }
-        };
-        // Those that are done by then are.
-        let in_time = timeout_at(deadline, all).await.is_ok();
-        drop(sending);
-        let late = if in_time { None } else { Some(self.publisher.late(&live)) };
-        let mut outcomes = Vec::with_capacity(part.len());
-        for ((message, id), taken) in part.iter().zip(ids).zip(taken) {
-            let outcome = match taken {
-                Some(Ok(Taken::Yes)) => Ok(()),
-                Some(Ok(Taken::ByNoQueue)) => self.send_again(&live, message, &id).await,
-                Some(Err(error)) => Err(error),
-                None => Err(late.as_ref().map_or_else(
-                    || error::timed_out("publish"),
-                    |late| BuqueueError::new(late.kind.clone(), late.message()),
-                )),
+            if parcels.is_empty() {
+                break;
+            }
+            let sent = match self.publisher.live().await {
+                // Nobody has these: declared again, and published once more.
+                Ok(live) if declared => match self.publisher.redeclare(&live).await {
+                    Ok(()) => self.publisher.publish_on(&live, &parcels).await,
+                    Err(error) => for_all(parcels.len(), error),
+                },
+                Ok(live) => self.publisher.publish_on(&live, &parcels).await,
+                Err(error) => for_all(parcels.len(), error),
             };
-            outcomes.push(outcome.map(|()| id.into()));
+            for (at, outcome) in places.into_iter().zip(sent) {
+                outcomes[at] = Some(outcome);
+            }
         }
-        outcomes
-    }
-
-    /// Nobody has it: declared again and published once more, alone.
-    async fn send_again(&self, live: &Arc<Live>, message: &Message, id: &str) -> Result<()> {
-        let route = self.publisher.route(message)?;
-        self.publisher.redeclare(live).await?;
-        self.publisher.publish(message, id, &route, Story::default()).await
+        (outcomes.into_iter().zip(ids).zip(part))
+            .map(|((outcome, id), message)| match outcome {
+                Some(Ok(Taken::Yes)) => Ok(id.into()),
+                Some(Ok(Taken::ByNoQueue)) => Err(unroutable(&self.publisher.route(message)?)),
+                Some(Err(error)) => Err(error),
+                None => Err(error::lost("publish")),
+            })
+            .collect()
     }
 }
 
@@ -95,7 +77,8 @@ impl driver::Producer for RabbitMqProducer {
         // One that has passed is not positive.
         let Ok(delay) = (deliver_at - Utc::now()).to_std() else { return self.send(message).await };
         let id = convert::fresh_id();
-        let route = self.publisher.route_later(&message, delay).await?;
+        let due = Instant::now() + delay.min(delay::LONGEST);
+        let route = self.publisher.route_later(&message, due).await?;
         self.publisher.publish(&message, &id, &route, Story::default()).await?;
         Ok(id.into())
     }

@@ -1,13 +1,17 @@
 //! Publishing with confirms, over a connection that is made again when it broke.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use buqueue_core::{BuqueueError, ErrorKind, Message, Result};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation, Connection};
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::{ExchangeKind, RabbitMqOptions, SHORT_MAX, short};
 use crate::connection::Connector;
@@ -16,29 +20,74 @@ use crate::delay::{self, Delays};
 use crate::error;
 use crate::topology::{self, Part};
 
+/// How many sends, and batches, are on their way at a time; others wait their turn.
+const LANES: usize = 128;
+/// How often it is looked whether a blocked connection is free again.
+const BLOCKED_PAUSE: Duration = Duration::from_millis(50);
+
 /// Publishes, and declares what is needed for it.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     connector: Connector,
     delays: Delays,
     current: RwLock<Option<Arc<Live>>>,
-    /// Held while connecting, so that only one does. An async lock: connecting is nothing but waiting.
-    connecting: tokio::sync::Mutex<()>,
+    /// Attempts to connect so far.
+    attempts: AtomicU64,
+    /// Held while connecting, so that only one does; how the last attempt failed, for those who waited for it. An
+    /// async lock: connecting is nothing but waiting.
+    connecting: tokio::sync::Mutex<Option<(ErrorKind, String)>>,
 }
 
-/// A connection with a channel in confirm mode.
+/// A connection, and the channels to publish on.
 #[derive(Debug)]
 pub(crate) struct Live {
     connection: Connection,
-    channel: Channel,
+    /// Channels in confirm mode that nobody uses now.
+    idle: Mutex<Vec<Channel>>,
+    lanes: Semaphore,
     /// Up to which level delays are declared, and which destinations what is due can come out to.
     delays: Mutex<Declared>,
+}
+
+/// A channel in confirm mode that one caller has for himself.
+///
+/// The client (lapin 4.12) hands a message that was returned to whichever confirm comes next. So it takes all confirms
+/// of a channel to tell which messages no queue took; with others on it, such a message would pass for a sent one.
+struct Lane<'a> {
+    live: &'a Live,
+    channel: Channel,
+    _turn: SemaphorePermit<'a>,
+}
+
+impl Lane<'_> {
+    /// For the next one. What is not put back is closed: something may still be on its way on it.
+    fn put_back(self) {
+        if self.channel.status().connected() {
+            self.live.idle.lock().unwrap_or_else(PoisonError::into_inner).push(self.channel);
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Declared {
     levels: Option<usize>,
     outlets: HashSet<String>,
+}
+
+/// What is published.
+#[derive(Debug)]
+pub(crate) struct Parcel<'a> {
+    pub(crate) message: &'a Message,
+    pub(crate) id: &'a str,
+    pub(crate) route: Route,
+    pub(crate) story: Story,
+}
+
+/// What the broker did with a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    Yes,
+    ByNoQueue,
 }
 
 /// Where a message goes.
@@ -53,7 +102,13 @@ pub(crate) struct Route {
 impl Publisher {
     pub(crate) fn new(connector: Connector) -> Self {
         let delays = Delays::new(&connector.options);
-        Self { connector, delays, current: RwLock::default(), connecting: tokio::sync::Mutex::default() }
+        Self {
+            connector,
+            delays,
+            current: RwLock::default(),
+            attempts: AtomicU64::new(0),
+            connecting: tokio::sync::Mutex::default(),
+        }
     }
 
     fn options(&self) -> &RabbitMqOptions {
@@ -69,32 +124,55 @@ impl Publisher {
         if let Some(live) = self.usable() {
             return Ok(live);
         }
-        let _only_one = self.connecting.lock().await;
+        let before = self.attempts.load(Ordering::Acquire);
+        // As long as one attempt takes: to connect, and to declare.
+        let limit = self.options().config.connection_timeout * 2;
+        let Ok(mut last_failure) = timeout(limit, self.connecting.lock()).await else {
+            return Err(error::timed_out("connecting"));
+        };
         if let Some(live) = self.usable() {
             return Ok(live);
         }
+        // Somebody else has just tried; his answer is ours.
+        if let Some((kind, fact)) = &*last_failure
+            && self.attempts.load(Ordering::Acquire) != before
+        {
+            return Err(BuqueueError::new(kind.clone(), fact.clone()));
+        }
+        let attempt = self.connect().await;
+        let first = self.attempts.fetch_add(1, Ordering::AcqRel) == 0;
+        match attempt {
+            Ok(live) => {
+                *last_failure = None;
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&live));
+                Ok(live)
+            }
+            Err(error) => {
+                // A queue that was there may be on a node that is down.
+                let error = if first { error } else { error::passing("declaring", error) };
+                *last_failure = Some((error.kind.clone(), error.message().to_owned()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Arc<Live>> {
         let connection = self.connector.connect().await?;
         let preparing = async {
             topology::declare_own(&connection, self.options()).await?;
-            let opened = async {
-                let channel = connection.create_channel().await?;
-                channel.confirm_select(ConfirmSelectOptions::default()).await?;
-                Ok(channel)
-            };
-            opened.await.map_err(|error| error::convert("a channel to publish on", error))
+            channel_to_publish_on(&connection).await
         };
         let channel = match timeout(self.options().config.connection_timeout, preparing).await {
             Ok(prepared) => prepared?,
             Err(_) => return Err(error::timed_out("declaring")),
         };
-        let live = Arc::new(Live { connection, channel, delays: Mutex::default() });
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&live));
-        Ok(live)
+        let idle = Mutex::new(vec![channel]);
+        Ok(Arc::new(Live { connection, idle, lanes: Semaphore::new(LANES), delays: Mutex::default() }))
     }
 
     fn usable(&self) -> Option<Arc<Live>> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        current.as_ref().filter(|live| live.channel.status().connected()).cloned()
+        current.as_ref().filter(|live| live.connection.status().connected()).cloned()
     }
 
     /// Does not use this connection again.
@@ -124,11 +202,11 @@ impl Publisher {
         Route { exchange: String::new(), key, key_beside: true }
     }
 
-    /// As [`route`](Self::route), after a delay. What is needed for it is declared.
-    pub(crate) async fn route_later(&self, message: &Message, delay: Duration) -> Result<Route> {
+    /// As [`route`](Self::route), for a message that is due then. What is needed for it is declared.
+    pub(crate) async fn route_later(&self, message: &Message, due: Instant) -> Result<Route> {
         let config = &self.options().config;
         match &config.exchange {
-            None => self.route_to_queue_later(delay).await,
+            None => self.route_to_queue_later(due).await,
             Some(exchange) => {
                 let mut destination = delay::token('e', &exchange.name);
                 let by_key = matches!(exchange.kind, ExchangeKind::Topic | ExchangeKind::Direct);
@@ -137,24 +215,25 @@ impl Publisher {
                     destination.push_str(key);
                 }
                 // The outlet is the binding of each queue, declared with it.
-                self.later(&destination, delay, None).await
+                self.later(&destination, due, None).await
             }
         }
     }
 
-    /// Straight to the queue, after a delay.
-    pub(crate) async fn route_to_queue_later(&self, delay: Duration) -> Result<Route> {
+    /// Straight to the queue, when it is due.
+    pub(crate) async fn route_to_queue_later(&self, due: Instant) -> Result<Route> {
         let queue = &self.options().config.queue;
         let token = delay::token('q', queue);
         let outlet = Part::bind(queue, &self.delays.due(), &Delays::outlet_key(&token, ""), Vec::new());
-        self.later(&token, delay, Some(outlet)).await
+        self.later(&token, due, Some(outlet)).await
     }
 
-    async fn later(&self, destination: &str, delay: Duration, outlet: Option<Part>) -> Result<Route> {
-        let millis = delay::millis_up(delay);
-        let (exchange, key) = self.delays.route(millis, destination);
-        let key = fitting_key(&key)?;
+    async fn later(&self, destination: &str, due: Instant, outlet: Option<Part>) -> Result<Route> {
+        let millis_left = || delay::millis_up(due.saturating_duration_since(Instant::now()));
+        // The length of the key does not depend on the delay.
+        fitting_key(&self.delays.route(millis_left(), destination).1)?;
         let live = self.live().await?;
+        let millis = millis_left();
         let level = delay::highest_level(millis);
         let needed = {
             let declared = live.delays.lock().unwrap_or_else(PoisonError::into_inner);
@@ -175,10 +254,14 @@ impl Publisher {
                     return Err(error::timed_out("declaring the queues for delays"));
                 }
             }
-            let mut declared = live.delays.lock().unwrap_or_else(PoisonError::into_inner);
-            declared.levels = declared.levels.max(Some(level));
-            declared.outlets.insert(destination.to_owned());
+            {
+                let mut declared = live.delays.lock().unwrap_or_else(PoisonError::into_inner);
+                declared.levels = declared.levels.max(Some(level));
+                declared.outlets.insert(destination.to_owned());
+            }
         }
+        // Less may be left than before; the levels for it are there.
+        let (exchange, key) = self.delays.route(millis_left(), destination);
         Ok(Route { exchange, key, key_beside: true })
     }
 
@@ -190,15 +273,16 @@ impl Publisher {
         route: &Route,
         story: Story,
     ) -> Result<()> {
+        let parcel = [Parcel { message, id, route: route.clone(), story }];
         for declared in [false, true] {
             let live = self.live().await?;
-            let publishing = self.publish_on(&live, message, id, route, story);
-            let Ok(taken) = timeout(self.timeout(), publishing).await else { return Err(self.late(&live)) };
-            match taken? {
-                Taken::Yes => return Ok(()),
-                Taken::ByNoQueue if declared => break,
+            match self.publish_on(&live, &parcel).await.pop() {
+                Some(Ok(Taken::Yes)) => return Ok(()),
+                Some(Ok(Taken::ByNoQueue)) if declared => break,
                 // Nobody has it: the queue was deleted, and with it what routed to it.
-                Taken::ByNoQueue => self.redeclare(&live).await?,
+                Some(Ok(Taken::ByNoQueue)) => self.redeclare(&live).await?,
+                Some(Err(error)) => return Err(error),
+                None => return Err(error::lost("publish")),
             }
         }
         Err(unroutable(route))
@@ -213,35 +297,94 @@ impl Publisher {
         }
     }
 
-    /// Publishes on this connection, and says what became of it. Written to it at the first poll, so that those who
-    /// begin several keep their order.
-    pub(crate) async fn publish_on(
+    /// Publishes all at once, in order, on a channel of their own; what became of each.
+    pub(crate) async fn publish_on(&self, live: &Arc<Live>, parcels: &[Parcel<'_>]) -> Vec<Result<Taken>> {
+        let deadline = Instant::now() + self.timeout();
+        let lane = match timeout_at(deadline, self.lane(live)).await {
+            Ok(Ok(lane)) => lane,
+            Ok(Err(error)) => return for_all(parcels.len(), error),
+            Err(_) => return for_all(parcels.len(), self.late(live)),
+        };
+        // Begun together: the client's writer takes what is there with one write, where it would take a write for each
+        // that is waited for. Each is written at its first poll, which is in order.
+        let mut sending: FuturesUnordered<_> = (parcels.iter().enumerate())
+            .map(|(at, parcel)| write(&lane.channel, parcel).map(move |outcome| (at, outcome)))
+            .collect();
+        let mut confirms: Vec<Option<Written>> = parcels.iter().map(|_| None).collect();
+        let all = async {
+            while let Some((at, outcome)) = sending.next().await {
+                confirms[at] = Some(outcome);
+            }
+        };
+        let in_time = timeout_at(deadline, all).await.is_ok();
+        while let Some(Some((at, outcome))) = sending.next().now_or_never() {
+            confirms[at] = Some(outcome);
+        }
+        drop(sending);
+        let complete = confirms.iter().all(|confirm| matches!(confirm, Some(Ok(_))));
+        if complete {
+            lane.put_back();
+        }
+        self.verdicts(live, parcels, confirms, complete, in_time)
+    }
+
+    fn verdicts(
         &self,
         live: &Arc<Live>,
-        message: &Message,
-        id: &str,
-        route: &Route,
-        story: Story,
-    ) -> Result<Taken> {
-        let properties = convert::properties(message, id, route.key_beside, story);
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let (exchange, key) = (short(&route.exchange)?, short(&route.key)?);
-        let publishing = live.channel.basic_publish(exchange, key, options, message.payload(), properties);
-        let confirm = publishing.await.map_err(|error| self.broken(live, error))?;
-        match confirm.await {
-            Ok(Confirmation::Ack(None)) => Ok(Taken::Yes),
-            // Acked and returned: the broker has taken it to nowhere.
-            Ok(Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_))) => Ok(Taken::ByNoQueue),
-            Ok(Confirmation::Nack(None)) => {
-                let fact = "the queue refuses: it is full, or has no leader";
-                Err(BuqueueError::new(ErrorKind::Throttled, fact))
-            }
-            Ok(Confirmation::NotRequested) => {
-                self.give_up(live);
-                Err(error::lost("the channel has no confirms"))
-            }
-            Err(error) => Err(self.broken(live, error)),
+        parcels: &[Parcel<'_>],
+        confirms: Vec<Option<Written>>,
+        complete: bool,
+        in_time: bool,
+    ) -> Vec<Result<Taken>> {
+        let returned: Vec<Option<String>> = (confirms.iter().flatten().flatten())
+            .filter_map(|confirm| match confirm {
+                Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => Some(returned),
+                _ => None,
+            })
+            .map(|returned| returned.properties.message_id().as_ref().map(|id| id.as_str().to_owned()))
+            .collect();
+        let known: HashSet<&str> = returned.iter().flatten().map(String::as_str).collect();
+        // Of a lone message it is clear which one came back, also where its id is no property.
+        let lone = parcels.len() == 1 && !returned.is_empty();
+        let late = (!in_time).then(|| self.late(live));
+        let uncertain = || match &late {
+            Some(late) => BuqueueError::new(late.kind.clone(), late.message()),
+            None => error::lost("publish"),
+        };
+        (parcels.iter().zip(confirms))
+            .map(|(parcel, confirm)| match confirm {
+                Some(Ok(_)) if lone || known.contains(parcel.id) => Ok(Taken::ByNoQueue),
+                // Another one's return came with it: its own may not have come yet.
+                Some(Ok(Confirmation::Ack(Some(_)))) if !complete => Err(uncertain()),
+                Some(Ok(Confirmation::Ack(_))) => Ok(Taken::Yes),
+                Some(Ok(Confirmation::Nack(_))) => {
+                    let fact = "the queue refuses: it is full, or has no leader";
+                    Err(BuqueueError::new(ErrorKind::Throttled, fact))
+                }
+                Some(Ok(Confirmation::NotRequested)) => {
+                    self.give_up(live);
+                    Err(error::lost("the channel has no confirms"))
+                }
+                Some(Err(NotWritten::Own(error))) => Err(error),
+                Some(Err(NotWritten::Client(error))) => Err(self.broken(live, error)),
+                None => Err(uncertain()),
+            })
+            .collect()
+    }
+
+    /// A channel for one caller, as soon as there is one and the broker lets publishers through. What is handed to a
+    /// client whose connection is blocked stays in its memory.
+    async fn lane<'a>(&self, live: &'a Live) -> Result<Lane<'a>> {
+        while live.connection.status().blocked() {
+            sleep(BLOCKED_PAUSE).await;
         }
+        let turn = live.lanes.acquire().await.map_err(|_| error::lost("publish"))?;
+        let idle = live.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let channel = match idle.filter(|channel| channel.status().connected()) {
+            Some(channel) => channel,
+            None => channel_to_publish_on(&live.connection).await?,
+        };
+        Ok(Lane { live, channel, _turn: turn })
     }
 
     fn broken(&self, live: &Arc<Live>, error: lapin::Error) -> BuqueueError {
@@ -268,8 +411,9 @@ impl Publisher {
         let live = self.current.write().unwrap_or_else(PoisonError::into_inner).take();
         let Some(live) = live else { return Ok(()) };
         let closing = async {
-            // What was handed over and not awaited is confirmed before the channel closes.
-            live.channel.wait_for_confirms().await?;
+            // Those who still publish finish first.
+            let all = u32::try_from(LANES).unwrap_or(u32::MAX);
+            let _turns = live.lanes.acquire_many(all).await;
             live.connection.close(200, "closed".into()).await
         };
         match timeout(self.timeout(), closing).await {
@@ -280,11 +424,36 @@ impl Publisher {
     }
 }
 
-/// What the broker did with a message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Taken {
-    Yes,
-    ByNoQueue,
+type Written = std::result::Result<Confirmation, NotWritten>;
+
+enum NotWritten {
+    Own(BuqueueError),
+    Client(lapin::Error),
+}
+
+async fn write(channel: &Channel, parcel: &Parcel<'_>) -> Written {
+    let properties = convert::properties(parcel.message, parcel.id, parcel.route.key_beside, parcel.story);
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    let exchange = short(&parcel.route.exchange).map_err(NotWritten::Own)?;
+    let key = short(&parcel.route.key).map_err(NotWritten::Own)?;
+    let publishing = channel.basic_publish(exchange, key, options, parcel.message.payload(), properties);
+    publishing.await.map_err(NotWritten::Client)?.await.map_err(NotWritten::Client)
+}
+
+async fn channel_to_publish_on(connection: &Connection) -> Result<Channel> {
+    let opening = async {
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    };
+    opening.await.map_err(|error| error::convert("a channel to publish on", error))
+}
+
+/// The same error for each.
+pub(crate) fn for_all<T>(count: usize, error: BuqueueError) -> Vec<Result<T>> {
+    let (kind, fact) = (error.kind.clone(), error.message().to_owned());
+    let others = (1..count).map(|_| Err(BuqueueError::new(kind.clone(), fact.clone())));
+    std::iter::once(Err(error)).chain(others).take(count).collect()
 }
 
 pub(crate) fn unroutable(route: &Route) -> BuqueueError {

@@ -35,6 +35,8 @@ use crate::topology;
 const IDLE: Duration = Duration::from_millis(200);
 /// Who waits this long for nothing subscribes anew.
 const SILENCE: Duration = Duration::from_secs(5);
+/// Messages that were read ahead and that nobody has taken for this long are for others.
+const HELD: Duration = Duration::from_secs(10);
 /// A prompt look waits this long for a message that the broker has.
 const LOOK: Duration = Duration::from_millis(60);
 
@@ -82,6 +84,8 @@ pub(crate) struct Reader {
     recounting: HashSet<String>,
     copies: Vec<Held>,
     failed_at_call: Option<u64>,
+    /// There has been a connection, and all that was declared.
+    built: bool,
 }
 
 enum Step {
@@ -89,6 +93,7 @@ enum Step {
     Connect,
     Subscribe { prefetch: usize },
     Cancel,
+    GiveBack,
     Look { looks: u64 },
     Renew,
     Wait { until: Option<Instant> },
@@ -105,8 +110,10 @@ impl Reader {
             recounting: HashSet::new(),
             copies: Vec::new(),
             failed_at_call: None,
+            built: false,
         };
         reader.connect().await?;
+        reader.built = true;
         Ok(reader)
     }
 
@@ -125,6 +132,7 @@ impl Reader {
                 Step::Connect => self.connect().await,
                 Step::Subscribe { prefetch } => self.subscribe(prefetch).await,
                 Step::Cancel => self.cancel().await,
+                Step::GiveBack => self.give_back().await,
                 Step::Look { looks } => self.look(looks).await,
                 Step::Renew => self.renew().await,
                 Step::Wait { until } => self.wait(until).await,
@@ -152,19 +160,32 @@ impl Reader {
             let broken = self.epoch.is_some();
             return if wanted || broken { Step::Connect } else { Step::Wait { until: None } };
         };
-        let (unsettled, most, now) = (epoch.unsettled(), self.most(), Instant::now());
+        let (most, now) = (self.most(), Instant::now());
         let subscriptions = &self.subscriptions;
         let granted = subscriptions.granted;
-        // All that may be on its way has come: nothing is taken for a failed attempt by cancelling.
-        let quiet = unsettled >= granted;
+        let touched = wishes.demand_ended.max(wishes.last_take).max(subscriptions.since);
+        let idle = wishes.demand == 0 && !wishes.is_looking();
+        let mut until = None;
+        if idle && wishes.ready > 0 {
+            let give_back_at = touched.max(subscriptions.heard).unwrap_or(now) + HELD;
+            if now >= give_back_at {
+                return Step::GiveBack;
+            }
+            until = Some(give_back_at);
+        }
         if subscriptions.is_empty() {
-            // Those in handlers do not count: they came by subscriptions that are cancelled.
+            // Those in handlers do not count: they came by subscriptions that are cancelled. Where they are as many as
+            // may be, the next is for when one of them is settled.
+            let unsettled = if wanted { epoch.unsettled_or_wake(most) } else { epoch.unsettled() };
             return match (wanted && unsettled < most, wishes.is_looking()) {
                 (true, _) => Step::Subscribe { prefetch: wishes.demand.clamp(1, most - unsettled) },
                 (false, true) => Step::Look { looks: wishes.looks },
-                (false, false) => Step::Wait { until: None },
+                (false, false) => Step::Wait { until },
             };
         }
+        let unsettled = epoch.unsettled();
+        // All that may be on its way has come: nothing is taken for a failed attempt by cancelling.
+        let quiet = unsettled >= granted;
         if subscriptions.failed && quiet && granted > 1 {
             return Step::Cancel;
         }
@@ -176,18 +197,16 @@ impl Reader {
         if wishes.is_looking() {
             return Step::Look { looks: wishes.looks };
         }
-        if wishes.demand == 0 && wishes.ready == 0 {
-            let idle_at =
-                wishes.demand_ended.max(wishes.last_take).or(subscriptions.since).unwrap_or(now) + IDLE;
+        if idle && wishes.ready == 0 {
+            let idle_at = touched.unwrap_or(now) + IDLE;
             return if now >= idle_at { Step::Cancel } else { Step::Wait { until: Some(idle_at) } };
         }
         if !wanted {
-            return Step::Wait { until: None };
+            return Step::Wait { until };
         }
-        // What is in handlers can be settled on its channel alone.
         match subscriptions.heard.map(|heard| heard + SILENCE) {
-            Some(silent_at) if unsettled == 0 && now >= silent_at => Step::Renew,
-            Some(silent_at) if unsettled == 0 => Step::Wait { until: Some(silent_at) },
+            Some(silent_at) if !quiet && now >= silent_at => Step::Renew,
+            Some(silent_at) if !quiet => Step::Wait { until: Some(silent_at) },
             _ => Step::Wait { until: None },
         }
     }
@@ -201,7 +220,9 @@ impl Reader {
         let connection = self.connector.connect().await?;
         let limit = self.options().config.connection_timeout;
         let preparing = async {
-            topology::declare_own(&connection, self.options()).await?;
+            let declared = topology::declare_own(&connection, self.options()).await;
+            // What was there may be on a node that is down.
+            declared.map_err(|e| if self.built { error::passing("declaring", e) } else { e })?;
             let channel = connection.create_channel().await;
             channel.map_err(|error| error::convert("a channel to consume on", error))
         };
@@ -234,11 +255,8 @@ impl Reader {
                 subscriptions.heard = subscriptions.since;
                 Ok(())
             }
-            Ok(Err(error)) => Err(self.broken("consume", error).await),
-            Err(_) => {
-                self.epoch = None;
-                Err(error::timed_out("consume"))
-            }
+            Ok(Err(error)) => Err(self.broken("consume", error)),
+            Err(_) => Err(self.mute("consume")),
         }
     }
 
@@ -255,11 +273,8 @@ impl Reader {
         let cancelled = timeout(self.connector.options.operation_timeout, cancelling).await;
         match cancelled {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(self.broken("cancel", error).await),
-            Err(_) => {
-                self.epoch = None;
-                return Err(error::timed_out("cancel"));
-            }
+            Ok(Err(error)) => return Err(self.broken("cancel", error)),
+            Err(_) => return Err(self.mute("cancel")),
         }
         let limit = self.connector.options.operation_timeout;
         let draining = async {
@@ -270,8 +285,7 @@ impl Reader {
             }
         };
         if timeout(limit, draining).await.is_err() {
-            self.epoch = None;
-            return Err(error::timed_out("cancel"));
+            return Err(self.mute("cancel"));
         }
         let subscriptions = &mut self.subscriptions;
         (subscriptions.granted, subscriptions.delivered, subscriptions.failed) = (0, 0, false);
@@ -283,36 +297,71 @@ impl Reader {
     /// A quorum queue that is deleted and declared again within milliseconds (seen on 3.10.8) keeps a subscription that
     /// never brings anything: the channel is not told, and takes what comes for what it had before.
     async fn renew(&mut self) -> Result<()> {
-        let Some(epoch) = self.epoch.take() else { return Ok(()) };
-        self.subscriptions = Subscriptions::default();
+        let Some(epoch) = self.epoch.clone() else { return Ok(()) };
         let limit = self.connector.options.operation_timeout;
-        let renewing = async {
-            topology::is_there(&epoch.connection, &self.connector.options.config.queue).await?;
-            let channel = epoch.connection.create_channel().await;
-            let channel = channel.map_err(|error| error::convert("a channel to consume on", error))?;
-            // Nothing is held by it.
-            drop(epoch.channel.close(200, short("renewed")?).await);
-            Ok::<_, BuqueueError>(channel)
-        };
-        match timeout(limit, renewing).await {
+        let looking = topology::is_there(&epoch.connection, &self.connector.options.config.queue);
+        match timeout(limit, looking).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) if error.kind == ErrorKind::NotFound => {
+                return Err(self.lost("consume: the queue was deleted").with_source(error));
+            }
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Err(self.mute("consume")),
+        }
+        let before = epoch.unsettled();
+        self.cancel().await?;
+        if epoch.unsettled() > before {
+            // Something has come after all.
+            return Ok(());
+        }
+        match timeout(limit, epoch.connection.create_channel()).await {
             Ok(Ok(channel)) => {
+                // The one before stays open for those that came by it, and until their acks have reached the queue.
+                self.subscriptions = Subscriptions::default();
                 self.epoch = Some(Arc::new(Epoch::new(Arc::clone(&epoch.connection), channel, limit)));
                 Ok(())
             }
-            Ok(Err(error)) if error.kind == ErrorKind::NotFound => {
-                Err(error::lost("consume: the queue was deleted").with_source(error))
-            }
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(error::timed_out("consume")),
+            Ok(Err(error)) => Err(error::convert("a channel to consume on", error)),
+            Err(_) => Err(self.mute("consume")),
         }
     }
 
-    /// The channel is gone. When the queue is, it is declared with the next one.
-    async fn broken(&mut self, what: &str, error: lapin::Error) -> BuqueueError {
+    /// Gives back what was read ahead and is not taken.
+    async fn give_back(&mut self) -> Result<()> {
+        if !self.subscriptions.is_empty() {
+            self.cancel().await?;
+        }
+        let left = self.session.mailbox.take_back(|_| true);
+        for given in join_all(left.iter().map(|held| held.epoch.requeue(held.tag))).await {
+            // On a channel that is gone they are the broker's already.
+            drop(given);
+        }
+        Ok(())
+    }
+
+    fn lost(&mut self, what: &str) -> BuqueueError {
         self.epoch = None;
         self.subscriptions = Subscriptions::default();
+        error::lost(what)
+    }
+
+    /// The channel does not answer. What it may still bring would be nobody's, so it is closed.
+    fn mute(&mut self, what: &str) -> BuqueueError {
+        self.subscriptions = Subscriptions::default();
+        if let Some(epoch) = self.epoch.take() {
+            let limit = self.connector.options.operation_timeout;
+            tokio::spawn(async move {
+                drop(timeout(limit, epoch.channel.close(200, "no answer".into())).await);
+            });
+        }
+        error::timed_out(what)
+    }
+
+    /// The channel is gone. When the queue is, it is declared with the next one.
+    fn broken(&mut self, what: &str, error: lapin::Error) -> BuqueueError {
+        let lost = self.lost(what);
         match error::classify(&error) {
-            ErrorKind::NotFound => error::lost(what).with_source(error),
+            ErrorKind::NotFound => lost.with_source(error),
             _ => error::convert(what, error),
         }
     }
@@ -349,6 +398,13 @@ impl Reader {
                 None => pending().await,
             }
         };
+        let epoch = self.epoch.clone();
+        let freed = async {
+            match &epoch {
+                Some(epoch) => epoch.freed().await,
+                None => pending().await,
+            }
+        };
         let recounted = async {
             match self.recounts.join_next().await {
                 Some(recounted) => recounted,
@@ -361,15 +417,13 @@ impl Reader {
                     self.take_in(delivery);
                     Ok(())
                 }
-                Some(Err(error)) => Err(self.broken("consume", error).await),
+                Some(Err(error)) => Err(self.broken("consume", error)),
                 // Not by us: the queue was deleted, or has no leader.
-                None => {
-                    self.epoch = None;
-                    Err(error::lost("consume"))
-                }
+                None => Err(self.lost("consume")),
             },
             recounted = recounted => self.recounted(recounted),
             () = self.session.mailbox.changed() => Ok(()),
+            () = freed => Ok(()),
             () = late => Ok(()),
         }
     }
@@ -445,15 +499,17 @@ impl Reader {
 
     /// Takes what is still on its way, and gives everything back.
     async fn finish(&mut self) {
-        let finishing = async {
+        let cancelling = async {
             drop(self.cancel().await);
             while self.recounts.join_next().await.is_some() {}
-            let mut left = self.session.mailbox.take_back(|_| true);
-            left.append(&mut self.copies);
-            join_all(left.iter().map(|held| held.epoch.requeue(held.tag))).await;
         };
-        // What cannot be given back comes back with the channel's end.
-        drop(timeout(CLOSING, finishing).await);
+        // What is on its way after that comes back with the channel's end.
+        drop(timeout(CLOSING, cancelling).await);
+        let mut left = self.session.mailbox.take_back(|_| true);
+        left.append(&mut self.copies);
+        // Handed over by the call: it is done also when nobody waits any more.
+        let given_back: Vec<_> = left.iter().map(|held| held.epoch.requeue(held.tag)).collect();
+        drop(timeout(CLOSING, join_all(given_back)).await);
         if let Some(epoch) = &self.epoch {
             epoch.reached_the_queue().await;
         }
