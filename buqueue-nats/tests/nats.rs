@@ -246,6 +246,37 @@ async fn a_dead_server_among_several_is_passed_over() {
     within(consumer.receive()).await.unwrap().ack().await.unwrap();
 }
 
+/// A stream that was deleted is declared again by who sends, and read from its start.
+#[tokio::test]
+async fn another_stream_of_the_same_name_is_read_from_its_start() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let mut config = config(&url, "another");
+    config.jetstream.retention = RetentionPolicy::Limits;
+    let producer = NatsBackend::builder(config.clone()).build_producer().await.unwrap();
+    let messages = |prefix: &str| (0..20).map(|n| Message::new(format!("{prefix}{n}"))).collect::<Vec<_>>();
+    producer.send_batch(messages("old")).await.unwrap();
+    let from_the_start = NatsConfig { deliver_policy: DeliverPolicy::All, ..config.clone() };
+    // Its place in the stream is beyond what the next stream will hold.
+    let mut first = NatsBackend::builder(from_the_start.clone()).build_consumer().await.unwrap();
+    for _ in 0..20 {
+        within(first.receive()).await.unwrap().ack().await.unwrap();
+    }
+    drop(first);
+    let mut consumer = NatsBackend::builder(from_the_start).build_consumer().await.unwrap();
+    jetstream(&url).await.delete_stream(&config.jetstream.stream_name).await.unwrap();
+    within(producer.send_batch(messages("new"))).await.unwrap();
+    for number in 0..20 {
+        let delivery = loop {
+            match within(consumer.receive()).await {
+                Ok(delivery) => break delivery,
+                Err(error) => assert!(error.is_transient(), "{error:?}"),
+            }
+        };
+        assert_eq!(delivery.payload(), format!("new{number}").as_bytes());
+        delivery.ack().await.unwrap();
+    }
+}
+
 /// A message that is covered by the stream's subjects is where others look for it.
 #[tokio::test]
 async fn keys_are_subjects() {

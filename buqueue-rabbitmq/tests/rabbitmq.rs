@@ -128,6 +128,55 @@ async fn unroutable_is_an_error() {
     assert_eq!(outcomes, [true, false, true]);
 }
 
+/// Among messages that arrive, in a batch and at the same time, each that does not is told as such.
+#[tokio::test]
+async fn what_no_queue_takes_is_told_of_the_right_message() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
+    let config = bound(&url, &unique("exchange"), ExchangeKind::Direct, "bound");
+    let (producer, mut consumer) = RabbitMqBackend::builder(config).build_pair().await.unwrap();
+    let message = |number: usize| {
+        let key = if number % 3 == 1 { "nowhere" } else { "bound" };
+        Message::new(number.to_string()).with_routing_key(key)
+    };
+    let check = |number: usize, outcome: Result<(), &ErrorKind>| match number % 3 {
+        1 => assert_eq!(outcome, Err(&ErrorKind::NotFound), "{number}"),
+        _ => assert_eq!(outcome, Ok(()), "{number}"),
+    };
+    // Together in a batch, and each by itself at the same time.
+    let error = within(producer.send_batch((0..90).map(message).collect())).await.unwrap_err();
+    for (number, outcome) in error.outcomes().iter().enumerate() {
+        check(number, outcome.as_ref().map(drop).map_err(|error| &error.kind));
+    }
+    let alone = within(join_all((90..180).map(|number| producer.send(message(number))))).await;
+    for (number, outcome) in (90..180).zip(&alone) {
+        check(number, outcome.as_ref().map(drop).map_err(|error| &error.kind));
+    }
+    let mut received = Vec::new();
+    while received.len() < 120 {
+        let delivery = within(consumer.receive()).await.unwrap();
+        received.push(delivery.payload_json::<usize>().unwrap());
+        delivery.ack().await.unwrap();
+    }
+    received.sort_unstable();
+    assert_eq!(received, (0..180).filter(|number| number % 3 != 1).collect::<Vec<_>>());
+    assert!(tokio::time::timeout(Duration::from_millis(200), consumer.receive()).await.is_err(), "twice");
+}
+
+/// All that may be unsettled is in handlers, and somebody waits: he gets the next when one is settled.
+#[tokio::test]
+async fn a_full_consumer_goes_on_when_one_is_settled() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
+    let config = RabbitMqConfig { prefetch_count: 1, ..config(&url, "full") };
+    let (producer, mut consumer) = RabbitMqBackend::builder(config).build_pair().await.unwrap();
+    producer.send_batch(vec![Message::new("1"), Message::new("2")]).await.unwrap();
+    let first = within(consumer.receive()).await.unwrap();
+    let second = tokio::spawn(async move { consumer.receive().await.unwrap().payload().clone() });
+    // Long enough for the reader to have nothing more to do.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    first.ack().await.unwrap();
+    assert_eq!(within(second).await.unwrap(), "2");
+}
+
 /// Asks the management interface.
 async fn manage(request: &str, body: &str) {
     let url = std::env::var("BUQUEUE_TEST_RABBITMQ_MANAGEMENT").unwrap();
@@ -246,6 +295,7 @@ async fn a_message_may_be_delayed_again_and_again() {
     }
 }
 
+/// TLS is used where the URL says so, and a certificate of an unknown authority is refused.
 #[tokio::test]
 async fn tls_is_used_and_the_authority_is_checked() {
     let Some(url) = server("BUQUEUE_TEST_RABBITMQ_TLS") else { return };
@@ -262,6 +312,7 @@ async fn tls_is_used_and_the_authority_is_checked() {
     assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
 }
 
+/// Acks that are on their way to a quorum queue when their channel closes are forgotten by the broker.
 #[tokio::test]
 async fn acks_are_kept_that_came_just_before_the_end() {
     let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
