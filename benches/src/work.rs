@@ -135,7 +135,7 @@ impl Arguments {
         let (options, chosen): (Vec<_>, Vec<_>) =
             std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
         let quick = options.iter().any(|option| option == "--quick");
-        let (rounds, many, few) = if quick { (7, 10_000, 1_000) } else { (41, 20_000, 2_000) };
+        let (rounds, many, few) = if quick { (7, 10_000, 2_000) } else { (21, 20_000, 4_000) };
         Self { rounds, many, few, chosen }
     }
 

@@ -5,8 +5,8 @@ use async_nats::jetstream::response::Response;
 use buqueue_core::driver;
 use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, Result};
 use chrono::{DateTime, Utc};
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
+use futures_util::future::maybe_done;
 use tokio::sync::RwLock;
 use tokio::task::unconstrained;
 
@@ -14,7 +14,7 @@ use crate::config::NatsOptions;
 use crate::connection::Link;
 use crate::convert::{Outgoing, Subjects};
 use crate::error;
-use crate::requests::{Requests, Silence};
+use crate::requests::{Requests, Silence, poll_once};
 use crate::subject;
 use crate::topology::{self, Scheduling};
 
@@ -73,26 +73,30 @@ impl NatsProducer {
 
     /// All at once, in order. `None`: there is no stream for the subject.
     async fn send_part(&self, part: &[&Message]) -> Vec<Result<Option<MessageId>>> {
-        let mut answers: Vec<Option<std::result::Result<async_nats::Message, Silence>>> =
-            part.iter().map(|_| None).collect();
-        let mut asking: FuturesUnordered<_> = (part.iter().enumerate())
-            .map(|(at, message)| {
-                self.ask(Outgoing::new(message, &self.subjects)).map(move |answer| (at, answer))
-            })
+        let mut asking: Vec<_> = (part.iter())
+            .map(|message| Box::pin(maybe_done(self.ask(Outgoing::new(message, &self.subjects)))))
             .collect();
         let gathering = async {
-            while let Some((at, answer)) = asking.next().await {
-                answers[at] = Some(answer);
+            for asked in &mut asking {
+                poll_once(asked.as_mut()).await;
+            }
+            // The last first: when it is answered, those before it are, and one wake was enough for all.
+            for asked in asking.iter_mut().rev() {
+                asked.await;
             }
         };
         // The task's budget would let others in between.
         let cut = self.requests.in_time(self.requests.begin(), unconstrained(gathering)).await.err();
-        drop(asking);
         let unanswered = || match cut {
             Some(Silence::Late) => Silence::Late,
             _ => Silence::Lost,
         };
-        answers.into_iter().map(|answer| outcome(answer.unwrap_or_else(|| Err(unanswered())))).collect()
+        let answers = asking.iter_mut().map(|asked| {
+            // It may have been answered, and nobody has looked.
+            let _looked = asked.as_mut().now_or_never();
+            asked.as_mut().take_output().unwrap_or_else(|| Err(unanswered()))
+        });
+        answers.map(outcome).collect()
     }
 
     async fn declare(&self) -> Result<()> {

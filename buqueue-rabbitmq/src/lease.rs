@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::config::QueueType;
 use crate::convert::Story;
-use crate::publisher::Publisher;
+use crate::publisher::{Due, Publisher};
 
 /// Settles that go to the connection together.
 const SETTLES_AT_ONCE: usize = 1000;
@@ -351,7 +351,7 @@ impl Delivered {
     /// Publishes a copy with the count, and then acks the original.
     async fn replace(&self, after: Duration) -> Result<()> {
         let (held, publisher) = (&self.held, &self.session.publisher);
-        let due = Instant::now() + after.min(crate::delay::LONGEST);
+        let due = Due::After(after.min(crate::delay::LONGEST));
         let route = if after.is_zero() {
             publisher.route_to_queue()
         } else {

@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
 use crate::convert::{self, Story};
-use crate::publisher::{Parcel, Publisher, Taken, for_all, unroutable};
+use crate::publisher::{Due, Parcel, Publisher, Taken, for_all, unroutable};
 use crate::{delay, error};
 
 /// How many messages may be on their way unconfirmed.
@@ -77,7 +77,7 @@ impl driver::Producer for RabbitMqProducer {
         // One that has passed is not positive.
         let Ok(delay) = (deliver_at - Utc::now()).to_std() else { return self.send(message).await };
         let id = convert::fresh_id();
-        let due = Instant::now() + delay.min(delay::LONGEST);
+        let due = Due::At(Instant::now() + delay.min(delay::LONGEST));
         let route = self.publisher.route_later(&message, due).await?;
         self.publisher.publish(&message, &id, &route, Story::default()).await?;
         Ok(id.into())

@@ -1,13 +1,15 @@
 //! Publishing with confirms, over a connection that is made again when it broke.
 
 use std::collections::HashSet;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::task::Poll;
 use std::time::Duration;
 
 use buqueue_core::{BuqueueError, ErrorKind, Message, Result};
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
+use futures_util::future::maybe_done;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{Channel, Confirmation, Connection};
 use tokio::sync::{Semaphore, SemaphorePermit};
@@ -81,6 +83,24 @@ pub(crate) struct Parcel<'a> {
     pub(crate) id: &'a str,
     pub(crate) route: Route,
     pub(crate) story: Story,
+}
+
+/// When a message is to come out of the level queues.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Due {
+    /// Then, however long it takes to send it.
+    At(Instant),
+    /// So long after it was sent.
+    After(Duration),
+}
+
+impl Due {
+    fn millis_left(self) -> u64 {
+        delay::millis_up(match self {
+            Self::At(due) => due.saturating_duration_since(Instant::now()),
+            Self::After(delay) => delay,
+        })
+    }
 }
 
 /// What the broker did with a message.
@@ -203,7 +223,7 @@ impl Publisher {
     }
 
     /// As [`route`](Self::route), for a message that is due then. What is needed for it is declared.
-    pub(crate) async fn route_later(&self, message: &Message, due: Instant) -> Result<Route> {
+    pub(crate) async fn route_later(&self, message: &Message, due: Due) -> Result<Route> {
         let config = &self.options().config;
         match &config.exchange {
             None => self.route_to_queue_later(due).await,
@@ -221,19 +241,18 @@ impl Publisher {
     }
 
     /// Straight to the queue, when it is due.
-    pub(crate) async fn route_to_queue_later(&self, due: Instant) -> Result<Route> {
+    pub(crate) async fn route_to_queue_later(&self, due: Due) -> Result<Route> {
         let queue = &self.options().config.queue;
         let token = delay::token('q', queue);
         let outlet = Part::bind(queue, &self.delays.due(), &Delays::outlet_key(&token, ""), Vec::new());
         self.later(&token, due, Some(outlet)).await
     }
 
-    async fn later(&self, destination: &str, due: Instant, outlet: Option<Part>) -> Result<Route> {
-        let millis_left = || delay::millis_up(due.saturating_duration_since(Instant::now()));
+    async fn later(&self, destination: &str, due: Due, outlet: Option<Part>) -> Result<Route> {
         // The length of the key does not depend on the delay.
-        fitting_key(&self.delays.route(millis_left(), destination).1)?;
+        fitting_key(&self.delays.route(due.millis_left(), destination).1)?;
         let live = self.live().await?;
-        let millis = millis_left();
+        let millis = due.millis_left();
         let level = delay::highest_level(millis);
         let needed = {
             let declared = live.delays.lock().unwrap_or_else(PoisonError::into_inner);
@@ -261,7 +280,7 @@ impl Publisher {
             }
         }
         // Less may be left than before; the levels for it are there.
-        let (exchange, key) = self.delays.route(millis_left(), destination);
+        let (exchange, key) = self.delays.route(due.millis_left(), destination);
         Ok(Route { exchange, key, key_beside: true })
     }
 
@@ -307,19 +326,25 @@ impl Publisher {
         };
         // Begun together: the client's writer takes what is there with one write, where it would take a write for each
         // that is waited for. Each is written at its first poll, which is in order.
-        let mut sending: FuturesUnordered<_> = (parcels.iter().enumerate())
-            .map(|(at, parcel)| write(&lane.channel, parcel).map(move |outcome| (at, outcome)))
-            .collect();
-        let mut confirms: Vec<Option<Written>> = parcels.iter().map(|_| None).collect();
+        let mut sending: Vec<_> =
+            parcels.iter().map(|parcel| Box::pin(maybe_done(write(&lane.channel, parcel)))).collect();
         let all = async {
-            while let Some((at, outcome)) = sending.next().await {
-                confirms[at] = Some(outcome);
+            for sent in &mut sending {
+                poll_fn(|cx| Poll::Ready(sent.as_mut().poll(cx))).await.is_ready();
+            }
+            // The last first: when it is confirmed, those before it mostly are, and one wake was enough for all.
+            for sent in sending.iter_mut().rev() {
+                sent.await;
             }
         };
         let in_time = timeout_at(deadline, all).await.is_ok();
-        while let Some(Some((at, outcome))) = sending.next().now_or_never() {
-            confirms[at] = Some(outcome);
-        }
+        let confirms: Vec<Option<Written>> = (sending.iter_mut())
+            .map(|sent| {
+                // It may have been confirmed, and nobody has looked.
+                let _looked = sent.as_mut().now_or_never();
+                sent.as_mut().take_output()
+            })
+            .collect();
         drop(sending);
         let complete = confirms.iter().all(|confirm| matches!(confirm, Some(Ok(_))));
         if complete {

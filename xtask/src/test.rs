@@ -87,7 +87,7 @@ pub fn command(arguments: &[String]) -> Result<()> {
             test.arg(filter);
         }
         // Cases mostly wait, so more of them than there are cores run well side by side.
-        test.args(["--", "--nocapture", "--test-threads=8"]);
+        test.args(["--", "--nocapture", "--test-threads=6"]);
         let name = if runs > 1 { format!("tests, run {run} of {runs}") } else { "tests".to_owned() };
         report.tests(&name, test)?;
     }

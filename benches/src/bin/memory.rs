@@ -6,7 +6,9 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use buqueue_bench::{Counting, Sample, Tally, allocations, count_allocations, live_bytes, measure, median, table};
+use buqueue_bench::{
+    Counting, Sample, Tally, allocations, count_allocations, live_bytes, measure, median, table,
+};
 use buqueue_core::{Delivery, Message, QueueConsumer, QueueProducer};
 use buqueue_memory::{MemoryBackend, MemoryConfig};
 use bytes::Bytes;
@@ -163,7 +165,8 @@ async fn mpsc_unbounded(shape: Shape) -> Option<Sample> {
 }
 
 async fn omniqueue(shape: Shape) -> Option<Sample> {
-    let (producer, consumer) = omniqueue::backends::InMemoryBackend::builder().build_pair().await.expect("in memory");
+    let (producer, consumer) =
+        omniqueue::backends::InMemoryBackend::builder().build_pair().await.expect("in memory");
     let producer = Arc::new(producer);
     let consumer = Arc::new(Mutex::new(consumer));
     run!(shape, tally,
@@ -203,7 +206,12 @@ async fn memq(shape: Shape) -> Option<Sample> {
     let mut subscribers = Vec::new();
     for c in 0..shape.consumers {
         let subscriber = queue
-            .subscriber_group_with_options("bench".to_owned(), options.clone(), format!("consumer-{c}"), ConsumptionMode::Earliest)
+            .subscriber_group_with_options(
+                "bench".to_owned(),
+                options.clone(),
+                format!("consumer-{c}"),
+                ConsumptionMode::Earliest,
+            )
             .await
             .expect("subscriber");
         subscribers.push(Some(subscriber));
@@ -294,11 +302,14 @@ async fn ours(shape: Shape, ack_all: bool) -> Option<Sample> {
 
 async fn ours_dynamic(shape: Shape) -> Option<Sample> {
     let config = ours_config(shape);
-    let producer: Arc<dyn QueueProducer> =
-        Arc::from(MemoryBackend::builder(config.clone()).make_dynamic().build_producer().await.expect("memory"));
+    let producer: Arc<dyn QueueProducer> = Arc::from(
+        MemoryBackend::builder(config.clone()).make_dynamic().build_producer().await.expect("memory"),
+    );
     let mut consumers: Vec<Option<Box<dyn QueueConsumer>>> = Vec::new();
     for _ in 0..shape.consumers {
-        consumers.push(Some(MemoryBackend::builder(config.clone()).make_dynamic().build_consumer().await.expect("memory")));
+        consumers.push(Some(
+            MemoryBackend::builder(config.clone()).make_dynamic().build_consumer().await.expect("memory"),
+        ));
     }
     run!(shape, tally,
         produce: |share, _p| {
@@ -369,7 +380,11 @@ async fn throughput(rounds: usize, messages: usize, producers: usize, consumers:
         results.push(samples);
     }
     let how = if batch == 1 { "one by one".to_owned() } else { format!("batch {batch}") };
-    table(&format!("### {producers}P+{consumers}C {how}, {messages} messages, {rounds} rounds"), &NAMES, &results);
+    table(
+        &format!("### {producers}P+{consumers}C {how}, {messages} messages, {rounds} rounds"),
+        &NAMES,
+        &results,
+    );
     let pairs = |a: usize, b: usize| {
         median(results.iter().filter_map(|round| Some(round[a]?.rate() / round[b]?.rate())).collect())
     };
@@ -395,7 +410,9 @@ async fn latency(turns: usize) {
         let (pong, mut ponged) = mpsc::channel::<Bytes>(16);
         let echo = tokio::spawn(async move {
             while let Some(message) = pinged.recv().await {
-                if pong.send(message).await.is_err() { return; }
+                if pong.send(message).await.is_err() {
+                    return;
+                }
             }
         });
         let mut times = Vec::with_capacity(turns);
@@ -409,8 +426,10 @@ async fn latency(turns: usize) {
         let (p50, p99) = percentiles(times);
         println!("| tokio mpsc, round {round} | {p50} | {p99} |");
 
-        let (ping, mut pinged) = MemoryBackend::builder(MemoryConfig::default()).build_pair().await.expect("memory");
-        let (pong, mut ponged) = MemoryBackend::builder(MemoryConfig::default()).build_pair().await.expect("memory");
+        let (ping, mut pinged) =
+            MemoryBackend::builder(MemoryConfig::default()).build_pair().await.expect("memory");
+        let (pong, mut ponged) =
+            MemoryBackend::builder(MemoryConfig::default()).build_pair().await.expect("memory");
         let echo = tokio::spawn(async move {
             loop {
                 let delivery = pinged.receive().await.expect("receive");
@@ -467,7 +486,8 @@ async fn depth(rounds: usize) {
         }
         println!("| {depth} | {:.0} | {:.3} |", median(costs), median(allocated));
     }
-    let (producer, mut consumer) = MemoryBackend::builder(MemoryConfig::default()).build_pair().await.expect("memory");
+    let (producer, mut consumer) =
+        MemoryBackend::builder(MemoryConfig::default()).build_pair().await.expect("memory");
     count_allocations(true);
     let before = allocations();
     let bursts = 1000;
@@ -479,7 +499,10 @@ async fn depth(rounds: usize) {
             consumer.receive().await.expect("receive").ack().await.expect("ack");
         }
     }
-    println!("in bursts of 100: {:.3} allocations per message beyond the payload", (allocations() - before) as f64 / (bursts * 100) as f64 - 1.0);
+    println!(
+        "in bursts of 100: {:.3} allocations per message beyond the payload",
+        (allocations() - before) as f64 / (bursts * 100) as f64 - 1.0
+    );
     count_allocations(false);
 }
 
@@ -503,7 +526,10 @@ async fn heap(messages: usize) {
         delivery.ack().await.expect("ack");
     }
     let (producer, consumer) =
-        MemoryBackend::builder(MemoryConfig { capacity: messages * 2, ..MemoryConfig::default() }).build_pair().await.expect("memory");
+        MemoryBackend::builder(MemoryConfig { capacity: messages * 2, ..MemoryConfig::default() })
+            .build_pair()
+            .await
+            .expect("memory");
     let before = live_bytes();
     let now = chrono::Utc::now();
     for i in 0..messages {
@@ -513,7 +539,10 @@ async fn heap(messages: usize) {
     println!("scheduled over an hour: {:.0} B", over(before, messages));
     drop(consumer);
     let (producer, _consumer) =
-        MemoryBackend::builder(MemoryConfig { capacity: messages * 2, ..MemoryConfig::default() }).build_pair().await.expect("memory");
+        MemoryBackend::builder(MemoryConfig { capacity: messages * 2, ..MemoryConfig::default() })
+            .build_pair()
+            .await
+            .expect("memory");
     let before = live_bytes();
     for i in 0..messages {
         let message = Message::new(payload(i as u64))
@@ -529,7 +558,8 @@ async fn heap(messages: usize) {
 
 async fn schedule(messages: usize) {
     println!("\n### {messages} scheduled messages");
-    let config = MemoryConfig { capacity: messages * 2, lease: Duration::from_secs(3600), ..MemoryConfig::default() };
+    let config =
+        MemoryConfig { capacity: messages * 2, lease: Duration::from_secs(3600), ..MemoryConfig::default() };
     let (producer, mut consumer) = MemoryBackend::builder(config.clone()).build_pair().await.expect("memory");
     let due = chrono::Utc::now() + Duration::from_secs(3);
     let insert = measure(messages, async {
@@ -539,7 +569,8 @@ async fn schedule(messages: usize) {
         }
     })
     .await;
-    tokio::time::sleep((due - chrono::Utc::now()).to_std().unwrap_or_default() + Duration::from_millis(5)).await;
+    tokio::time::sleep((due - chrono::Utc::now()).to_std().unwrap_or_default() + Duration::from_millis(5))
+        .await;
     let release = measure(messages, async {
         let mut left = messages;
         while left > 0 {
@@ -549,14 +580,23 @@ async fn schedule(messages: usize) {
         }
     })
     .await;
-    println!("insert {:.0} ns, release + receive + ack {:.0} ns CPU each; all due at once, last ack after {:?}", insert.cpu_ns(), release.cpu_ns(), release.wall);
+    println!(
+        "insert {:.0} ns, release + receive + ack {:.0} ns CPU each; all due at once, last ack after {:?}",
+        insert.cpu_ns(),
+        release.cpu_ns(),
+        release.wall
+    );
 
-    let (producer, mut consumer) = MemoryBackend::builder(MemoryConfig::default()).build_pair().await.expect("memory");
+    let (producer, mut consumer) =
+        MemoryBackend::builder(MemoryConfig::default()).build_pair().await.expect("memory");
     let start = chrono::Utc::now() + Duration::from_millis(500);
     let count = 20_000u64;
     for i in 0..count {
         let at = start + Duration::from_micros(i * 100);
-        producer.send_at(Message::new(at.timestamp_micros().to_le_bytes().to_vec()), at).await.expect("send_at");
+        producer
+            .send_at(Message::new(at.timestamp_micros().to_le_bytes().to_vec()), at)
+            .await
+            .expect("send_at");
     }
     let mut late = Vec::new();
     for _ in 0..count {
@@ -588,7 +628,11 @@ async fn consumers(rounds: usize, messages: usize) {
             channel.extend(mpsc_bounded(shape).await.map(|sample| sample.rate()));
         }
         let rate = median(rates) / 1e6;
-        println!("{consumers} consumers: {rate:.2} M msg/s ({:.2} of the best so far); tokio mpsc behind a Mutex {:.2} M", rate / best.max(rate), median(channel) / 1e6);
+        println!(
+            "{consumers} consumers: {rate:.2} M msg/s ({:.2} of the best so far); tokio mpsc behind a Mutex {:.2} M",
+            rate / best.max(rate),
+            median(channel) / 1e6
+        );
         best = best.max(rate);
     }
 }
@@ -720,7 +764,9 @@ mod overhead {
             }
         }
         for (name, (result, count)) in
-            ["send static", "send dyn", "receive + ack static", "receive + ack dyn"].iter().zip(results.into_iter().zip(counts))
+            ["send static", "send dyn", "receive + ack static", "receive + ack dyn"]
+                .iter()
+                .zip(results.into_iter().zip(counts))
         {
             println!("{name}: {:.0} ns, {count:.2} allocations", median(result));
         }
@@ -730,10 +776,12 @@ mod overhead {
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let quick = arguments.iter().any(|argument| argument == "--quick");
-    let chosen: Vec<&str> = arguments.iter().map(String::as_str).filter(|argument| !argument.starts_with("--")).collect();
+    let chosen: Vec<&str> =
+        arguments.iter().map(String::as_str).filter(|argument| !argument.starts_with("--")).collect();
     let on = |name: &str| chosen.is_empty() || chosen.contains(&name);
     let (rounds, messages) = if quick { (5, 100_000) } else { (21, 200_000) };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("runtime");
     runtime.block_on(async {
         // On a worker, as an application's tasks are; the thread that blocks on the runtime is none.
         if on("throughput") {

@@ -24,6 +24,8 @@ use futures_util::future::join_all;
 
 const DURABLE: &str = "bench";
 const PENDING: i64 = 1000;
+/// Sent before the measurement begins, where one is sent after the other: a connection is slow at first.
+const WARM: usize = 500;
 
 struct Bench {
     url: String,
@@ -124,7 +126,11 @@ fn headers(message: &Message) -> HeaderMap {
     headers
 }
 
-async fn raw_publish(context: &Context, name: &str, message: &Message) -> jetstream::context::PublishAckFuture {
+async fn raw_publish(
+    context: &Context,
+    name: &str,
+    message: &Message,
+) -> jetstream::context::PublishAckFuture {
     let (subject, payload) = (format!("{name}._"), message.payload().clone());
     let published = if message.headers().is_empty() {
         context.publish(subject, payload).await
@@ -195,20 +201,24 @@ async fn single(bench: &Bench) {
     let results = Contest::new("Send one by one")
         .with(RAW, || async move {
             let name = bench.stream().await;
+            for number in 0..WARM as u64 {
+                raw_publish(&bench.context, &name, &plain(number)).await.await.expect("ack");
+            }
             let sample = measure(few, async {
                 for number in 0..few as u64 {
                     raw_publish(&bench.context, &name, &plain(number)).await.await.expect("ack");
                 }
             })
             .await;
-            bench.delete(&name, few).await;
+            bench.delete(&name, few + WARM).await;
             sample
         })
         .with(OURS, || async move {
             let name = bench.name();
             let producer = bench.producer(&name).await;
+            work::send_each(&producer, WARM).await;
             let sample = measure(few, work::send_each(&producer, few)).await;
-            bench.delete(&name, few).await;
+            bench.delete(&name, few + WARM).await;
             sample
         })
         .run(bench.arguments.rounds)
