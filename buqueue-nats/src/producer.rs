@@ -74,14 +74,15 @@ impl NatsProducer {
     /// All at once, in order. `None`: there is no stream for the subject.
     async fn send_part(&self, part: &[&Message]) -> Vec<Result<Option<MessageId>>> {
         let mut asking: Vec<_> = (part.iter())
-            .map(|message| Box::pin(maybe_done(self.ask(Outgoing::new(message, &self.subjects)))))
+            // Written out while the one before is already on its way.
+            .map(|message| async { outcome(self.ask(Outgoing::new(message, &self.subjects)).await) })
+            .map(|asking| Box::pin(maybe_done(asking)))
             .collect();
         let gathering = async {
             for asked in &mut asking {
                 poll_once(asked.as_mut()).await;
             }
-            // The last first: when it is answered, those before it are, and one wake was enough for all.
-            for asked in asking.iter_mut().rev() {
+            for asked in &mut asking {
                 asked.await;
             }
         };
@@ -91,12 +92,12 @@ impl NatsProducer {
             Some(Silence::Late) => Silence::Late,
             _ => Silence::Lost,
         };
-        let answers = asking.iter_mut().map(|asked| {
+        let outcomes = asking.iter_mut().map(|asked| {
             // It may have been answered, and nobody has looked.
             let _looked = asked.as_mut().now_or_never();
-            asked.as_mut().take_output().unwrap_or_else(|| Err(unanswered()))
+            asked.as_mut().take_output().unwrap_or_else(|| outcome(Err(unanswered())))
         });
-        answers.map(outcome).collect()
+        outcomes.collect()
     }
 
     async fn declare(&self) -> Result<()> {
