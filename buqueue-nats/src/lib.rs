@@ -50,7 +50,7 @@
 //!
 //! On older servers, on interest streams (which drop what nobody is interested in), and on streams that are limited and
 //! refuse when full ([`DiscardPolicy::New`], which the server does not allow beside schedules), a second stream
-//! `<stream>_buqueue_delay` keeps them. Running consumers of the stream hand each message back to the server until it
+//! `<stream>_buqueue_delay` keeps them, by the clocks of the consumers' machines. Running consumers of the stream hand each message back to the server until it
 //! is due, and then publish it with an id by which the server drops a second copy.
 //!
 //! # Permissions
@@ -70,6 +70,8 @@
 //!   buqueue reads ahead only while the consumer is fast, and not what has failed before.
 //! * The server takes a late ack silently. buqueue measures the lease from the arrival of the message and refuses to
 //!   settle once 95 % of it are over (at most 250 ms before its end).
+//! * A message that the server sends in the moment in which a consumer ceases to wait may be forgotten by the client
+//!   (async-nats 0.51) and comes again when its lease ends, with an attempt more.
 //! * When a durable of a `Limits` stream is deleted behind its consumers, it is created again where it stood when they
 //!   were built: what came since comes again.
 //! * A foreign message with a header that is not UTF-8 breaks the client's connection each time it is delivered

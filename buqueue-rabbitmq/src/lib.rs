@@ -30,13 +30,13 @@
 //! | routing key | with an exchange: the AMQP routing key (none: the empty key); without: a header |
 //! | deduplication id | a header; the broker has no deduplication |
 //! | message id | the property `message-id`, given by the sender |
-//! | `send` | persistent, `mandatory`, and confirmed; what no queue takes is `NotFound` |
+//! | `send` | persistent, `mandatory`, and confirmed, on a channel that it has for itself; what no queue takes is `NotFound` |
 //! | `ack` | `basic.ack`; acks made together go as one frame where the order of the tags allows |
 //! | `nack`, dropped delivery | quorum: `basic.reject` with requeue; classic: a confirmed copy with the count, then the ack |
 //! | `nack_after` | a confirmed copy into the level queues, then the ack |
 //! | delivery count | quorum: `x-delivery-count` and what buqueue counted before; classic: a header |
 //! | `extend_visibility` | `Ok`: there is no time limit but the broker's `consumer_timeout` (30 minutes by default) |
-//! | `send_at` | into the level queues |
+//! | `send_at` | into the level queues, by this machine's clock |
 //! | dead letter queue | another queue |
 //!
 //! Quorum queues are declared with `x-delivery-limit = 1000000000`: brokers from 4.0 on would drop a message that was
@@ -73,7 +73,10 @@
 //!   saw it. The prefetch therefore begins at what is asked for, grows while the consumer is fast up to
 //!   [`RabbitMqConfig::prefetch_count`], and begins anew after a failure.
 //! * On classic queues a message that failed goes to the end of the queue.
-//! * An ack is written to the live channel of its delivery; AMQP has no answer to it.
+//! * An ack is written to the live channel of its delivery; AMQP has no answer to it. A quorum queue forgets acks that
+//!   are on their way to it when their channel closes (3.10.8), so a channel stays open for half a second after many.
+//!   A process that ends by itself in that time brings those messages back.
+//! * Messages that were read ahead and that nobody takes for 10 s are given back, which counts as an attempt.
 //! * Bindings cannot be verified over AMQP.
 
 mod backend;

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
+use buqueue_bench::work::{BATCH, PATIENCE, batches, number, payload, plain, with_headers};
 use buqueue_bench::{Sample, Tally, at_least, at_most, measure, median, percentile, table};
 use buqueue_core::{Consumer, Delivery, Message, Producer};
 use buqueue_redis::{RedisBackend, RedisConfig};
@@ -22,42 +23,7 @@ use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo as _, Pipeline, Value};
 use tokio::sync::mpsc;
 
-const PAYLOAD: usize = 100;
-const BATCH: usize = 100;
 const GROUP: &str = "bench";
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Text, because one peer carries nothing else.
-fn payload(number: u64) -> Vec<u8> {
-    let mut payload = format!("{number:020}").into_bytes();
-    payload.resize(PAYLOAD, b'x');
-    payload
-}
-
-fn number(payload: &[u8]) -> u64 {
-    std::str::from_utf8(&payload[..20])
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .expect("a payload carries its number")
-}
-
-/// `messages` payloads in batches.
-fn batches<T>(messages: usize, make: impl Fn(u64) -> T) -> Vec<Vec<T>> {
-    let all: Vec<u64> = (0..messages as u64).collect();
-    all.chunks(BATCH).map(|chunk| chunk.iter().map(|&number| make(number)).collect()).collect()
-}
-
-fn plain(number: u64) -> Message {
-    Message::new(payload(number))
-}
-
-fn with_headers(number: u64) -> Message {
-    plain(number)
-        .with_routing_key("orders.created.eu")
-        .with_header("content-type", "application/json")
-        .with_header("trace-id", "4bf92f3577b34da6a3ce929d0e0e4736")
-        .with_header("tenant", "customer-1042")
-}
 
 /// The server, and how much work a round is.
 struct Bench {
