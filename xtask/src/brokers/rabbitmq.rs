@@ -124,6 +124,12 @@ impl Broker for RabbitMq {
         }
         inside.write("rabbitmq.conf", &config)?;
         inside.write("enabled_plugins", "[rabbitmq_management].\n")?;
+        // A dead letter whose exchange was not there yet while the broker started is tried again after this; the
+        // default is three minutes.
+        inside.write(
+            "advanced.config",
+            "[{rabbit, [{dead_letter_worker_publisher_confirm_timeout, 5000}]}].\n",
+        )?;
         let seen = |path: PathBuf| match &root {
             Some(root) => Path::new("/").join(path.strip_prefix(root).unwrap_or(&path)),
             None => path,
@@ -135,6 +141,7 @@ impl Broker for RabbitMq {
                 .env("LANG", "C.UTF-8")
                 .env("RABBITMQ_NODENAME", "buqueue@localhost")
                 .env("RABBITMQ_CONFIG_FILE", seen(inside.path("rabbitmq")))
+                .env("RABBITMQ_ADVANCED_CONFIG_FILE", seen(inside.path("advanced.config")))
                 .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
                 .env("RABBITMQ_ENABLED_PLUGINS_FILE", seen(inside.path("enabled_plugins")))
                 .env("RABBITMQ_MNESIA_BASE", seen(inside.folder("data")?))
