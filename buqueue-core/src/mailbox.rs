@@ -315,9 +315,9 @@ mod tests {
             closer.close();
         });
         let mut out = Vec::new();
-        mailbox.fetch(1, Duration::from_secs(60), |_| false, &mut out).await.unwrap();
+        mailbox.fetch(1, Duration::from_secs(60), |_, _| false, &mut out).await.unwrap();
         assert!(out.is_empty());
-        assert_eq!(mailbox.take_back(ANY), [1]);
+        assert_eq!(mailbox.take_back(|_| true), [1]);
         mailbox.finish();
         mailbox.finished().await;
     }

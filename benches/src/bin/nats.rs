@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use async_nats::header::HeaderMap;
 use async_nats::jetstream::consumer::{self, AckPolicy, PullConsumer};
-use async_nats::jetstream::stream::{self, RetentionPolicy, StorageType};
 use async_nats::jetstream::{self, AckKind, Context};
 use buqueue_bench::contest::Contest;
 use buqueue_bench::work::{self, Acks, Arguments, BATCH, batches, number, payload, plain, with_headers};
@@ -35,17 +34,10 @@ struct Bench {
 }
 
 impl Bench {
-    /// A fresh stream with its durable consumer.
+    /// A fresh stream, as buqueue declares it: the raw client works on the very same.
     async fn stream(&self) -> String {
-        let name = format!("bench-{}-{}", std::process::id(), self.serial.fetch_add(1, Ordering::Relaxed));
-        let config = stream::Config {
-            name: name.clone(),
-            subjects: vec![format!("{name}.>")],
-            storage: StorageType::Memory,
-            retention: RetentionPolicy::WorkQueue,
-            ..Default::default()
-        };
-        self.context.create_stream(config).await.expect("stream");
+        let name = self.name();
+        drop(self.producer(&name).await);
         name
     }
 
@@ -81,7 +73,6 @@ impl Bench {
         }
     }
 
-    /// buqueue declares its own stream.
     fn name(&self) -> String {
         format!("bench-{}-{}", std::process::id(), self.serial.fetch_add(1, Ordering::Relaxed))
     }
@@ -102,6 +93,8 @@ impl Bench {
             durable_name: Some(DURABLE.to_owned()),
             ack_policy: AckPolicy::Explicit,
             max_ack_pending: PENDING,
+            // As buqueue's, which leaves out the schedules in the stream.
+            filter_subject: format!("{name}.>"),
             ..Default::default()
         };
         stream.create_consumer(config).await.expect("consumer")
