@@ -31,6 +31,8 @@ const GRACE: Duration = Duration::from_secs(3);
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
 /// How long a connection may take to answer that it lives, when another one was found dead.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
+/// The server's clock ticks in milliseconds, and it looks at it once for several commands.
+const TICK: Duration = Duration::from_millis(50);
 /// Patience that was not needed for this long goes back to what it was.
 const RELAX: Duration = Duration::from_secs(120);
 /// What one read of each stream may bring, as far as the sizes of the entries before tell.
@@ -755,7 +757,7 @@ impl Reader {
                 // An older one is of a consumer that had the same name before.
                 let idle = row.get(2).and_then(convert::number).and_then(|idle| u64::try_from(idle).ok());
                 if let (Some(id), Some(idle)) = (id, idle)
-                    && Duration::from_millis(idle) <= request.at.elapsed()
+                    && Duration::from_millis(idle) <= request.at.elapsed() + TICK
                 {
                     lost.push((source, id));
                 }
