@@ -67,9 +67,11 @@ impl Session {
 
     /// Settles, and waits for the server's word unless that is not wanted.
     pub(crate) async fn settle(&self, reply: Subject, verb: Bytes) -> Result<()> {
-        if self.plain {
-            return self.tell(reply, verb).await;
-        }
+        if self.plain { self.tell(reply, verb).await } else { self.confirmed(reply, verb).await }
+    }
+
+    /// Settles, and waits for the server's word.
+    async fn confirmed(&self, reply: Subject, verb: Bytes) -> Result<()> {
         let asking = self.requests.ask(reply.clone(), HeaderMap::new(), verb.clone());
         self.settled(self.requests.begin(), asking, reply, verb).await
     }
@@ -161,7 +163,6 @@ impl Held {
 pub(crate) struct Delivered {
     session: Arc<Session>,
     held: Held,
-    /// Ends a moment before the server gives the message to somebody else.
     until: Mutex<Until>,
     settled: AtomicBool,
     own: Weak<Delivered>,
@@ -169,9 +170,18 @@ pub(crate) struct Delivered {
 
 #[derive(Debug, Clone, Copy)]
 struct Until {
-    lease: Instant,
-    /// A task keeps the server's lease up until then.
+    /// What the holder was promised.
+    promised: Instant,
+    /// What the server has confirmed. Ends a moment before it gives the message to somebody else.
+    confirmed: Instant,
+    /// A task asks the server again and again, until what it has confirmed reaches beyond the promise.
     renewing: bool,
+}
+
+impl Until {
+    fn lease(self) -> Instant {
+        self.promised.min(self.confirmed)
+    }
 }
 
 impl Delivered {
@@ -180,14 +190,14 @@ impl Delivered {
         Arc::new_cyclic(|own| Self {
             session,
             held,
-            until: Mutex::new(Until { lease, renewing: false }),
+            until: Mutex::new(Until { promised: lease, confirmed: lease, renewing: false }),
             settled: AtomicBool::new(false),
             own: own.clone(),
         })
     }
 
     fn expired(&self) -> Option<BuqueueError> {
-        (Instant::now() >= lock(&self.until).lease).then(|| expired("its lease ran out"))
+        (Instant::now() >= lock(&self.until).lease()).then(|| expired("its lease ran out"))
     }
 
     fn settle(&self, verb: Bytes) -> QueueFuture<'_, Result<()>> {
@@ -210,7 +220,7 @@ impl Delivered {
         self.settle(verb)
     }
 
-    /// Restarts the server's lease again and again until `until`, as long as somebody holds the delivery.
+    /// Restarts the server's lease again and again until what was promised, as long as somebody holds the delivery.
     fn renew(&self) {
         let (own, session) = (self.own.clone(), Arc::clone(&self.session));
         let every = session.ack_wait / 3;
@@ -222,22 +232,24 @@ impl Delivered {
                 if delivered.settled.load(Ordering::Acquire) {
                     return;
                 }
-                let last = delivered.is_last_renewal();
-                // One that is lost is made up for by the next.
-                drop(session.tell(delivered.held.reply.clone(), Bytes::from_static(WPI)).await);
-                if last {
+                let asked_at = Instant::now();
+                let renewed = session.confirmed(delivered.held.reply.clone(), Bytes::from_static(WPI)).await;
+                if !delivered.goes_on_renewing(asked_at, renewed.is_ok()) {
                     return;
                 }
             }
         });
     }
 
-    /// Whether one more lease of the server reaches beyond what was promised.
-    fn is_last_renewal(&self) -> bool {
+    /// Notes how a renewal went, and whether there is another. One that failed is made up for by the next, as long as
+    /// there is a lease to renew.
+    fn goes_on_renewing(&self, asked_at: Instant, renewed: bool) -> bool {
         let mut until = lock(&self.until);
-        let last = until.lease.saturating_duration_since(Instant::now()) <= self.session.ack_wait;
-        until.renewing = !last;
-        last
+        if renewed {
+            until.confirmed = until.confirmed.max(asked_at + self.session.own_lease());
+        }
+        until.renewing = until.confirmed < until.promised && until.confirmed > Instant::now();
+        until.renewing
     }
 }
 
@@ -273,8 +285,9 @@ impl Lease for Delivered {
             let by = by.min(LONGEST);
             let mut until = lock(&self.until);
             // The server restarts the whole of its lease; a shorter one cannot be asked for.
-            until.lease = asked_at + by.max(self.session.own_lease());
-            if by > self.session.ack_wait && !until.renewing {
+            until.confirmed = asked_at + self.session.own_lease();
+            until.promised = until.confirmed.max(asked_at + by);
+            if until.promised > until.confirmed && !until.renewing {
                 until.renewing = true;
                 drop(until);
                 self.renew();

@@ -86,7 +86,7 @@ pub(crate) struct Parcel<'a> {
 }
 
 /// When a message is to come out of the level queues.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Due {
     /// Then, however long it takes to send it.
     At(Instant),
@@ -117,6 +117,8 @@ pub(crate) struct Route {
     key: String,
     /// The message's own key is not the AMQP routing key.
     key_beside: bool,
+    /// Through the level queues: when it is due, and where it then goes.
+    later: Option<(Due, String)>,
 }
 
 impl Publisher {
@@ -207,11 +209,14 @@ impl Publisher {
     pub(crate) fn route(&self, message: &Message) -> Result<Route> {
         let config = &self.options().config;
         Ok(match &config.exchange {
-            None => Route { exchange: String::new(), key: config.queue.clone(), key_beside: true },
+            None => {
+                Route { exchange: String::new(), key: config.queue.clone(), key_beside: true, later: None }
+            }
             Some(exchange) => Route {
                 exchange: exchange.name.clone(),
                 key: fitting_key(message.routing_key().unwrap_or_default())?,
                 key_beside: false,
+                later: None,
             },
         })
     }
@@ -219,7 +224,7 @@ impl Publisher {
     /// Straight to the queue, whatever exchange there is: a copy of what came from it.
     pub(crate) fn route_to_queue(&self) -> Route {
         let key = self.options().config.queue.clone();
-        Route { exchange: String::new(), key, key_beside: true }
+        Route { exchange: String::new(), key, key_beside: true, later: None }
     }
 
     /// As [`route`](Self::route), for a message that is due then. What is needed for it is declared.
@@ -279,9 +284,13 @@ impl Publisher {
                 declared.outlets.insert(destination.to_owned());
             }
         }
-        // Less may be left than before; the levels for it are there.
+        Ok(self.route_through_levels(due, destination))
+    }
+
+    /// With what is left of the delay now.
+    fn route_through_levels(&self, due: Due, destination: &str) -> Route {
         let (exchange, key) = self.delays.route(due.millis_left(), destination);
-        Ok(Route { exchange, key, key_beside: true })
+        Route { exchange, key, key_beside: true, later: Some((due, destination.to_owned())) }
     }
 
     /// Publishes and waits for the confirm. What no queue takes is declared again, and published once more.
@@ -292,9 +301,14 @@ impl Publisher {
         route: &Route,
         story: Story,
     ) -> Result<()> {
-        let parcel = [Parcel { message, id, route: route.clone(), story }];
         for declared in [false, true] {
             let live = self.live().await?;
+            // Less may be left than when the route was made; the levels for it are there.
+            let route = match &route.later {
+                Some((due, destination)) => self.route_through_levels(*due, destination),
+                None => route.clone(),
+            };
+            let parcel = [Parcel { message, id, route, story }];
             match self.publish_on(&live, &parcel).await.pop() {
                 Some(Ok(Taken::Yes)) => return Ok(()),
                 Some(Ok(Taken::ByNoQueue)) if declared => break,
