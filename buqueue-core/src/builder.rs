@@ -152,7 +152,13 @@ impl<B: Backend, Dispatch> QueueBuilder<B, Dispatch> {
                 Some(DeadLetters::new(dlq.max_receive_count, producer))
             }
         };
-        let driver = B::connect_consumer(&self.config).await?;
+        let driver = match &self.dead_letter_queue {
+            None => B::connect_consumer(&self.config).await?,
+            Some(dlq) => {
+                let config = B::with_max_receive_count(self.config.clone(), dlq.max_receive_count);
+                B::connect_consumer(&config).await?
+            }
+        };
         let shared = Shared::new(B::NAME, source, dead_letters, self.drain_timeout, driver.closer());
         Ok(Consumer::new(driver, Arc::new(shared), B::capabilities(&self.config)))
     }

@@ -38,6 +38,14 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// The same connection, pointed at another queue. Core opens the dead letter queue with it.
     fn redirect(config: &Self::Config, destination: &str) -> Self::Config;
 
+    /// The same configuration for a consumer whose messages core moves to the dead letter queue after so many attempts.
+    ///
+    /// For brokers that have a verdict of their own, which must not come before core's.
+    fn with_max_receive_count(config: Self::Config, max_receive_count: u32) -> Self::Config {
+        let _ = max_receive_count;
+        config
+    }
+
     /// Connects the sending half.
     ///
     /// # Behavior

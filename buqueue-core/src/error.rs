@@ -146,6 +146,15 @@ impl BuqueueError {
         self
     }
 
+    /// The same once more, for another message that shares its fate: without the client's own error, which cannot be
+    /// copied.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        let Detail { backend, operation, message, .. } = &*self.detail;
+        let detail = Detail { backend, operation, message: message.clone(), ..Detail::default() };
+        Self { kind: self.kind.clone(), detail: Box::new(detail) }
+    }
+
     /// Names the backend and the operation, unless an inner call has named them already.
     #[must_use]
     pub fn at(mut self, backend: &'static str, operation: &'static str) -> Self {

@@ -31,6 +31,7 @@ pub mod percent;
 mod producer;
 mod shutdown;
 mod stream;
+mod unique;
 
 pub use backoff::Backoff;
 pub use builder::{Dynamic, QueueBuilder, Static};
@@ -48,3 +49,4 @@ pub use message::{Message, MessageBuilder, MessageId};
 pub use producer::{Producer, QueueProducer};
 pub use shutdown::ShutdownHandle;
 pub use stream::DeliveryStream;
+pub use unique::unique_id;

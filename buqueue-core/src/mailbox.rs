@@ -215,6 +215,14 @@ impl<T> Mailbox<T> {
         state.ready.drain(..count).collect()
     }
 
+    /// Takes back all that are one of those, wherever they stand.
+    pub fn take_out(&self, which: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut state = self.lock();
+        let (out, rest) = state.ready.drain(..).partition(|item| which(item));
+        state.ready = rest;
+        out.into()
+    }
+
     /// Looks at the first that is ready.
     pub fn first<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
         self.lock().ready.front().map(look)

@@ -1,8 +1,5 @@
 //! A message to properties and payload, and back. No I/O.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use buqueue_core::{Headers, Message, percent};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -37,15 +34,6 @@ pub(crate) struct Incoming {
     pub(crate) message: Message,
     pub(crate) id: Option<String>,
     pub(crate) story: Story,
-}
-
-/// An id that nobody else gives: the process, its start, and a number.
-pub(crate) fn fresh_id() -> String {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
-    static START: std::sync::LazyLock<u128> = std::sync::LazyLock::new(|| {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos())
-    });
-    format!("{:x}-{:x}-{:x}", *START, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The properties of a message. `key_beside`: the routing key is not the AMQP routing key.

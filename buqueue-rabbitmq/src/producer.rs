@@ -1,11 +1,11 @@
 //! The sending half.
 
 use buqueue_core::driver;
-use buqueue_core::{Message, MessageId, Result};
+use buqueue_core::{Message, MessageId, Result, unique_id};
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
-use crate::convert::{self, Story};
+use crate::convert::Story;
 use crate::publisher::{Due, Parcel, Publisher, Taken, for_all, unroutable};
 use crate::{delay, error};
 
@@ -22,7 +22,7 @@ pub struct RabbitMqProducer {
 
 impl RabbitMqProducer {
     async fn send_part(&self, part: &[Message]) -> Vec<Result<MessageId>> {
-        let ids: Vec<String> = part.iter().map(|_| convert::fresh_id()).collect();
+        let ids: Vec<String> = part.iter().map(|_| unique_id()).collect();
         let mut outcomes: Vec<Option<Result<Taken>>> = part.iter().map(|_| None).collect();
         for declared in [false, true] {
             let (mut parcels, mut places) = (Vec::with_capacity(part.len()), Vec::with_capacity(part.len()));
@@ -68,7 +68,7 @@ impl RabbitMqProducer {
 
 impl driver::Producer for RabbitMqProducer {
     async fn send(&self, message: Message) -> Result<MessageId> {
-        let (id, route) = (convert::fresh_id(), self.publisher.route(&message)?);
+        let (id, route) = (unique_id(), self.publisher.route(&message)?);
         self.publisher.publish(&message, &id, &route, Story::default()).await?;
         Ok(id.into())
     }
@@ -76,7 +76,7 @@ impl driver::Producer for RabbitMqProducer {
     async fn send_at(&self, message: Message, deliver_at: DateTime<Utc>) -> Result<MessageId> {
         // One that has passed is not positive.
         let Ok(delay) = (deliver_at - Utc::now()).to_std() else { return self.send(message).await };
-        let id = convert::fresh_id();
+        let id = unique_id();
         let due = Due::At(Instant::now() + delay.min(delay::LONGEST));
         let route = self.publisher.route_later(&message, due).await?;
         self.publisher.publish(&message, &id, &route, Story::default()).await?;

@@ -14,7 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use buqueue_core::{BuqueueError, ErrorKind, Result};
+use buqueue_core::{BuqueueError, ErrorKind, Result, unique_id};
 use futures_util::future::join_all;
 use futures_util::stream::{SelectAll, once};
 use futures_util::{Stream, StreamExt};
@@ -450,7 +450,7 @@ impl Reader {
         let held = Held {
             message: incoming.message,
             // One of a foreign message lasts as long as the delivery.
-            id: incoming.id.unwrap_or_else(convert::fresh_id),
+            id: incoming.id.unwrap_or_else(unique_id),
             story: incoming.story,
             tag: delivery.delivery_tag,
             epoch,
