@@ -205,6 +205,16 @@ pub trait Harness: Sized + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Why this broker, or the emulator that stands for it, cannot keep one case (`group::name`); `Ok` where it can,
+    /// which is the default. For what no capability says.
+    ///
+    /// # Errors
+    /// The reason.
+    fn keeps(&self, case: &str) -> Hook<()> {
+        let _ = case;
+        Ok(())
+    }
+
     /// What a worker process needs in its environment, beyond what it inherits, so that its own
     /// [`connect`](Self::connect) finds this harness' queues. Only asked where the backend has
     /// [`Feature::SharedBetweenProcesses`](buqueue_core::Feature::SharedBetweenProcesses).

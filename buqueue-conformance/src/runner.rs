@@ -77,6 +77,9 @@ async fn verdict<H: Harness>(
             return Verdict::Excluded(Excluded::new(why));
         }
     }
+    if let Err(excluded) = cx.harness().keeps(&format!("{}::{}", case.group, case.name)) {
+        return Verdict::Excluded(excluded);
+    }
     let _alone;
     let _together;
     if case.alone {

@@ -141,7 +141,7 @@ pub fn send_all<P: QueueProducer + ?Sized>(
     let caller = Location::caller();
     let messages: Vec<Message> = messages.into_iter().map(|message| message.into().0).collect();
     let count = messages.len();
-    let sending = within(2 * SOON, "send_batch", producer.send_batch(messages));
+    let sending = within(4 * SOON, "send_batch", producer.send_batch(messages));
     async move {
         let ids = sending.await.unwrap_or_else(|error| panic!("send_batch: {error:?} ({caller})"));
         assert_eq!(ids.len(), count, "one id a message ({caller})");

@@ -267,7 +267,7 @@ pub async fn schedules_to_a_deleted_queue<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (other, mut receiver) = cx.pair().await;
     let due = Utc::now() + TimeDelta::milliseconds(2500);
     let sending = numbered("orphan", 400).into_iter().map(|text| producer.send_at(Message::new(text), due));
-    for sent in within(SOON, "400 schedules", join_all(sending)).await {
+    for sent in within(4 * SOON, "400 schedules", join_all(sending)).await {
         sent.unwrap();
     }
     drop((producer, consumer));
