@@ -1,0 +1,79 @@
+//! The clients: one for requests that are answered at once, one for those that wait for messages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_config::BehaviorVersion;
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::retry::RetryConfig;
+use aws_sdk_sqs::config::timeout::TimeoutConfig;
+use aws_sdk_sqs::config::{Region, SharedCredentialsProvider};
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use buqueue_core::Result;
+
+use crate::config::{QueueUrl, SqsOptions};
+
+/// How long a connection is kept that nobody uses. When a way dies without a word, whoever takes such a connection
+/// waits in vain; before the first of those gives up, the others are gone.
+const IDLE: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// A queue, and the clients to speak with it.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) client: Client,
+    /// For receives: never repeated by the client, because what a lost answer brought is in flight.
+    pub(crate) poller: Client,
+    pub(crate) queue: Arc<QueueUrl>,
+}
+
+impl Link {
+    /// Reads the credentials chain; nothing is asked of the service yet.
+    pub(crate) async fn new(options: &SqsOptions) -> Result<Self> {
+        let queue = options.validate()?;
+        let client = match &options.client {
+            Some(client) => client.clone(),
+            None => client(options, &queue).await,
+        };
+        // How long a receive may take depends on how long it waits, so it is not the client that measures it.
+        let poller = client
+            .config()
+            .to_builder()
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).build())
+            .build();
+        Ok(Self { client, poller: Client::from_conf(poller), queue: Arc::new(queue) })
+    }
+
+    /// The same clients and another queue.
+    pub(crate) fn to(&self, queue: QueueUrl) -> Self {
+        Self { queue: Arc::new(queue), ..self.clone() }
+    }
+}
+
+async fn client(options: &SqsOptions, queue: &QueueUrl) -> Client {
+    let config = &options.config;
+    let timeouts = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_TIMEOUT.min(options.connection_timeout))
+        .operation_attempt_timeout(options.request_timeout / 3)
+        .operation_timeout(options.request_timeout)
+        .build();
+    let mut loader = aws_config::defaults(BehaviorVersion::latest())
+        .region(Region::new(config.region.clone()))
+        .timeout_config(timeouts)
+        .http_client(
+            // But for that the SDK's own default.
+            aws_smithy_http_client::Builder::new()
+                .pool_idle_timeout(IDLE)
+                .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+                .build_https(),
+        );
+    if let Some(endpoint) = config.endpoint_url.as_ref().or(queue.endpoint.as_ref()) {
+        loader = loader.endpoint_url(endpoint);
+    }
+    if let Some(credentials) = &options.credentials {
+        loader = loader.credentials_provider(SharedCredentialsProvider::clone(credentials));
+    }
+    Client::new(&loader.load().await)
+}

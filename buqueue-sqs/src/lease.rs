@@ -1,0 +1,416 @@
+//! What settles deliveries: the session that a consumer and its deliveries share, and the lease on one message.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry};
+use buqueue_core::driver::Lease;
+use buqueue_core::{
+    BuqueueError, Coalescer, ErrorKind, FirstFailures, Mailbox, Message, MessageId, QueueFuture, Result,
+};
+use chrono::{DateTime, Utc};
+use futures_util::future::join_all;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use crate::config::LONGEST_VISIBILITY;
+use crate::connection::Link;
+use crate::convert::{self, Story};
+use crate::error;
+use crate::schedule::{HORIZON, Scheduler};
+use crate::sender::BATCH;
+
+/// How many settles are gathered while others are on their way: ten requests side by side.
+const GATHERED: usize = 10 * BATCH;
+/// SQS counts its twelve hours from the receive, which is a moment earlier than we know of it.
+const SPARE: Duration = Duration::from_secs(5);
+/// A delay that is longer may end up to a second late.
+const EXACT: Duration = Duration::from_secs(60);
+/// A visibility that ends so soon is not ended by a request.
+const HARDLY: Duration = Duration::from_millis(100);
+
+/// Settles messages of one queue, ten with a request where they come together.
+#[derive(Debug, Clone)]
+pub(crate) struct Settler {
+    delete: Coalescer<String, ()>,
+    hide: Coalescer<(String, i32), ()>,
+}
+
+impl Settler {
+    pub(crate) fn new(link: &Link) -> Self {
+        let (deleting, hiding) = (link.clone(), link.clone());
+        Self {
+            delete: Coalescer::spawn(GATHERED, move |receipts: Vec<String>| {
+                let link = deleting.clone();
+                async move {
+                    let parts = receipts.chunks(BATCH).map(|part| delete(&link, part));
+                    join_all(parts).await.into_iter().flatten().collect()
+                }
+            }),
+            hide: Coalescer::spawn(GATHERED, move |changes: Vec<(String, i32)>| {
+                let link = hiding.clone();
+                async move {
+                    let parts = changes.chunks(BATCH).map(|part| hide(&link, part));
+                    join_all(parts).await.into_iter().flatten().collect()
+                }
+            }),
+        }
+    }
+
+    pub(crate) fn delete(&self, receipt: String) -> impl Future<Output = Result<()>> + Send + use<> {
+        self.delete.submit(receipt)
+    }
+
+    /// Hides it for so long from now, rounded up to seconds; not at all: zero.
+    pub(crate) fn hide(
+        &self,
+        receipt: String,
+        time: Duration,
+    ) -> impl Future<Output = Result<()>> + Send + use<> {
+        let seconds = i32::try_from(seconds_up(time)).unwrap_or(i32::MAX);
+        self.hide.submit((receipt, seconds))
+    }
+}
+
+fn seconds_up(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}
+
+async fn delete(link: &Link, receipts: &[String]) -> Vec<Result<()>> {
+    let what = "DeleteMessageBatch";
+    let mut entries = Vec::with_capacity(receipts.len());
+    for (at, receipt) in receipts.iter().enumerate() {
+        match DeleteMessageBatchRequestEntry::builder().id(at.to_string()).receipt_handle(receipt).build() {
+            Ok(entry) => entries.push(entry),
+            Err(error) => return all(receipts.len(), &convert::incomplete(error)),
+        }
+    }
+    let asking = link.client.delete_message_batch().queue_url(&link.queue.whole).set_entries(Some(entries));
+    match asking.send().await {
+        Ok(answer) => {
+            let done = answer.successful().iter().map(|entry| (entry.id(), Ok(())));
+            let failed =
+                answer.failed().iter().map(|entry| (entry.id(), Err(error::from_entry(what, entry))));
+            by_id(what, receipts.len(), done.chain(failed))
+        }
+        Err(refused) => all(receipts.len(), &gone(error::from_sdk(what, refused))),
+    }
+}
+
+async fn hide(link: &Link, changes: &[(String, i32)]) -> Vec<Result<()>> {
+    let what = "ChangeMessageVisibilityBatch";
+    let mut entries = Vec::with_capacity(changes.len());
+    for (at, (receipt, seconds)) in changes.iter().enumerate() {
+        let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
+            .id(at.to_string())
+            .receipt_handle(receipt)
+            .visibility_timeout(*seconds)
+            .build();
+        match entry {
+            Ok(entry) => entries.push(entry),
+            Err(error) => return all(changes.len(), &convert::incomplete(error)),
+        }
+    }
+    let asking =
+        link.client.change_message_visibility_batch().queue_url(&link.queue.whole).set_entries(Some(entries));
+    match asking.send().await {
+        Ok(answer) => {
+            let done = answer.successful().iter().map(|entry| (entry.id(), Ok(())));
+            let failed =
+                answer.failed().iter().map(|entry| (entry.id(), Err(error::from_entry(what, entry))));
+            by_id(what, changes.len(), done.chain(failed))
+        }
+        Err(refused) => all(changes.len(), &gone(error::from_sdk(what, refused))),
+    }
+}
+
+fn by_id<'a>(
+    what: &str,
+    count: usize,
+    answers: impl Iterator<Item = (&'a str, Result<()>)>,
+) -> Vec<Result<()>> {
+    let mut outcomes: Vec<Result<()>> = (0..count).map(|_| Err(error::unanswered(what))).collect();
+    for (id, outcome) in answers {
+        if let Some(place) = id.parse::<usize>().ok().and_then(|at| outcomes.get_mut(at)) {
+            *place = outcome.map_err(gone);
+        }
+    }
+    outcomes
+}
+
+fn all(count: usize, error: &BuqueueError) -> Vec<Result<()>> {
+    (0..count).map(|_| Err(error.again())).collect()
+}
+
+/// With the queue, its messages are gone, and ours with them.
+fn gone(error: BuqueueError) -> BuqueueError {
+    if error.kind == ErrorKind::NotFound { expired("the queue is gone") } else { error }
+}
+
+/// How often messages were given back that nobody has seen: SQS counts them, we do not.
+#[derive(Debug, Default)]
+struct Returns {
+    counts: HashMap<String, u32>,
+    order: VecDeque<String>,
+}
+
+impl Returns {
+    const MOST: usize = 10_000;
+
+    fn add(&mut self, id: &str) {
+        if let Some(count) = self.counts.get_mut(id) {
+            *count += 1;
+            return;
+        }
+        self.counts.insert(id.to_owned(), 1);
+        self.order.push_back(id.to_owned());
+        if self.order.len() > Self::MOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.counts.remove(&oldest);
+        }
+    }
+}
+
+/// What a consumer and its deliveries share. Outlives the consumer.
+pub(crate) struct Session {
+    pub(crate) scheduler: Scheduler,
+    pub(crate) settler: Settler,
+    pub(crate) mailbox: Mailbox<Held>,
+    /// The lease.
+    pub(crate) visibility: Duration,
+    failures: FirstFailures<String>,
+    returns: Mutex<Returns>,
+    runtime: Handle,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("visibility", &self.visibility).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    pub(crate) fn new(scheduler: Scheduler, visibility: Duration) -> Self {
+        Self {
+            settler: Settler::new(&scheduler.target.link),
+            scheduler,
+            mailbox: Mailbox::default(),
+            visibility,
+            failures: FirstFailures::default(),
+            returns: Mutex::default(),
+            runtime: Handle::current(),
+        }
+    }
+
+    /// How old a message may be when it is handed out, so that there is time left to handle it.
+    pub(crate) fn stale_after(&self) -> Duration {
+        self.visibility * 3 / 4
+    }
+
+    /// The lease as it is measured here: that of SQS begins before the message arrives, and a settle takes its time on
+    /// the way.
+    fn own_lease(&self) -> Duration {
+        self.visibility - (self.visibility / 20).min(Duration::from_millis(250))
+    }
+
+    /// The attempts of a message, this one included.
+    pub(crate) fn attempts(&self, held: &Held) -> u32 {
+        let unseen = lock(&self.returns).counts.get(&held.id).copied().unwrap_or(0);
+        held.receives.saturating_sub(unseen).max(1).saturating_add(held.story.failures)
+    }
+
+    /// The time of the first failure, which is now unless it is known already.
+    pub(crate) fn first_failure(&self, held: &Held) -> DateTime<Utc> {
+        held.story.first_failed_at.unwrap_or_else(|| self.failures.of(&held.id))
+    }
+
+    /// Gives back what nobody has seen.
+    pub(crate) async fn give_back(&self, unseen: Vec<Held>) {
+        let returning = unseen.into_iter().map(|held| {
+            lock(&self.returns).add(&held.id);
+            self.settler.hide(held.receipt, Duration::ZERO)
+        });
+        // What cannot be given back comes back with its lease.
+        let _comes_with_its_lease = join_all(returning).await.iter().all(Result::is_ok);
+    }
+
+    /// A message has failed: those behind it, in its group, must not be handed out before it.
+    async fn give_back_group(&self, group: Option<&str>) {
+        let Some(group) = group.filter(|_| self.scheduler.target.manner.fifo) else { return };
+        let behind = self.mailbox.take_out(|held| held.group.as_deref() == Some(group));
+        if !behind.is_empty() {
+            self.give_back(behind).await;
+        }
+    }
+}
+
+/// A message that was received, and until when it is ours.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) message: Message,
+    pub(crate) id: String,
+    pub(crate) receipt: String,
+    pub(crate) group: Option<String>,
+    pub(crate) receives: u32,
+    pub(crate) story: Story,
+    pub(crate) received_at: Instant,
+    /// Before that it is not to be seen.
+    pub(crate) due: Instant,
+}
+
+/// The lease on one message.
+pub(crate) struct Delivered {
+    session: Arc<Session>,
+    held: Held,
+    /// Ends a moment before SQS gives the message to somebody else.
+    until: Mutex<Instant>,
+    settled: AtomicBool,
+}
+
+impl Delivered {
+    pub(crate) fn new(session: Arc<Session>, held: Held) -> Self {
+        let until = Mutex::new(held.received_at + session.own_lease());
+        Self { session, held, until, settled: AtomicBool::new(false) }
+    }
+
+    fn expired(&self) -> Option<BuqueueError> {
+        (Instant::now() >= *lock(&self.until)).then(|| expired("its visibility timeout ran out"))
+    }
+
+    /// The most that SQS still grants of the twelve hours since the receive.
+    fn grantable(&self) -> Duration {
+        LONGEST_VISIBILITY.saturating_sub(self.held.received_at.elapsed() + SPARE)
+    }
+
+    fn receipt(&self) -> String {
+        self.held.receipt.clone()
+    }
+
+    /// Hides it for the delay, which SQS keeps.
+    async fn hide(&self, after: Duration) -> Result<()> {
+        let asked_at = Instant::now();
+        self.session.settler.hide(self.receipt(), after).await?;
+        // SQS counts in seconds. Should this process die, it is up to a second late.
+        let rest = Duration::from_secs(seconds_up(after)).saturating_sub(after);
+        if after <= EXACT && rest > HARDLY {
+            let (settler, receipt) = (self.session.settler.clone(), self.receipt());
+            // Ends with the delay.
+            self.session.runtime.spawn(async move {
+                tokio::time::sleep_until(asked_at + after).await;
+                if asked_at.elapsed() + HARDLY < after + rest {
+                    let _a_second_late_at_worst = settler.hide(receipt, Duration::ZERO).await.is_err();
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Longer than SQS hides a message: a copy waits, and then the original is deleted.
+    async fn send_later(&self, after: Duration) -> Result<()> {
+        let Held { message, story, .. } = &self.held;
+        let due = chrono::TimeDelta::from_std(after.min(HORIZON))
+            .map_or(DateTime::<Utc>::MAX_UTC, |after| Utc::now() + after);
+        let attempts = self.session.attempts(&self.held);
+        let story = Story {
+            failures: attempts,
+            first_failed_at: Some(
+                story.first_failed_at.unwrap_or_else(|| self.session.first_failure(&self.held)),
+            ),
+        };
+        self.session.scheduler.send_at(message, due, story).await?;
+        self.session.settler.delete(self.receipt()).await
+    }
+
+    fn give_back(&self) -> QueueFuture<'_, Result<()>> {
+        if let Some(error) = self.expired() {
+            return QueueFuture::ready(Err(error));
+        }
+        self.settled.store(true, Ordering::Release);
+        lock(&self.session.returns).add(&self.held.id);
+        QueueFuture::pending(self.session.settler.hide(self.receipt(), Duration::ZERO))
+    }
+}
+
+impl Lease for Delivered {
+    fn message(&self, _index: u32) -> &Message {
+        &self.held.message
+    }
+
+    fn message_id(&self, _index: u32) -> MessageId {
+        self.held.id.clone().into()
+    }
+
+    fn ack(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
+        if let Some(error) = self.expired() {
+            return QueueFuture::ready(Err(error));
+        }
+        self.settled.store(true, Ordering::Release);
+        QueueFuture::pending(self.session.settler.delete(self.receipt()))
+    }
+
+    fn nack(&self, _index: u32, after: Duration) -> QueueFuture<'_, Result<()>> {
+        if let Some(error) = self.expired() {
+            return QueueFuture::ready(Err(error));
+        }
+        self.session.first_failure(&self.held);
+        self.settled.store(true, Ordering::Release);
+        QueueFuture::pending(async move {
+            let failing = async {
+                if after > self.grantable() { self.send_later(after).await } else { self.hide(after).await }
+            };
+            let (failed, ()) =
+                futures_util::join!(failing, self.session.give_back_group(self.held.group.as_deref()));
+            failed
+        })
+    }
+
+    fn release(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
+        self.give_back()
+    }
+
+    fn extend(&self, _index: u32, by: Duration) -> QueueFuture<'_, Result<()>> {
+        if let Some(error) = self.expired() {
+            return QueueFuture::ready(Err(error));
+        }
+        if by > self.grantable() {
+            let fact =
+                format!("extend_visibility by {by:?}: SQS hides a message for 12 hours since its receive");
+            return QueueFuture::ready(Err(BuqueueError::new(ErrorKind::Unsupported, fact)));
+        }
+        QueueFuture::pending(async move {
+            let asked_at = Instant::now();
+            // Not less than a second, or it would be given back.
+            self.session.settler.hide(self.receipt(), by.max(Duration::from_secs(1))).await?;
+            *lock(&self.until) = asked_at + by;
+            Ok(())
+        })
+    }
+
+    fn abandon(&self, _index: u32) {
+        if self.expired().is_some() {
+            return;
+        }
+        self.session.first_failure(&self.held);
+        let (session, receipt, group) = (Arc::clone(&self.session), self.receipt(), self.held.group.clone());
+        // Should it not arrive, the lease ends in time.
+        self.session.runtime.spawn(async move {
+            futures_util::join!(
+                session.settler.hide(receipt, Duration::ZERO),
+                session.give_back_group(group.as_deref())
+            )
+        });
+    }
+}
+
+fn expired(fact: &'static str) -> BuqueueError {
+    BuqueueError::new(ErrorKind::LeaseExpired, fact)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that panics runs under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,241 @@
+//! Sending: one message, or many in batches.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
+use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, Result};
+use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
+
+use crate::config::SqsOptions;
+use crate::connection::Link;
+use crate::convert::{self, Beside, MAX_BYTES, Manner, Outgoing};
+use crate::error;
+use crate::topology::{self, Standing};
+
+/// The most messages of a batch.
+pub(crate) const BATCH: usize = 10;
+/// How many batches are on their way at the same time: of different keys, where order is promised.
+const BATCHES: usize = 8;
+
+/// Sends to one queue.
+#[derive(Debug, Clone)]
+pub(crate) struct Sender {
+    pub(crate) link: Link,
+    pub(crate) options: SqsOptions,
+    pub(crate) manner: Manner,
+    max_bytes: usize,
+}
+
+impl Sender {
+    pub(crate) fn new(link: Link, options: &SqsOptions, standing: Standing) -> Self {
+        let fifo = link.queue.fifo;
+        let manner = Manner { fifo, grouped: fifo || options.config.fair_queues };
+        Self { link, options: options.clone(), manner, max_bytes: standing.max_bytes.min(MAX_BYTES) }
+    }
+
+    /// The message as it is sent, if it is not too large.
+    pub(crate) fn outgoing(&self, message: &Message, beside: &Beside) -> Result<Outgoing> {
+        let outgoing = Outgoing::new(message, self.manner, beside)?;
+        if outgoing.bytes > self.max_bytes {
+            let fact = format!(
+                "payload and headers: {} bytes, the limit is {} bytes",
+                outgoing.bytes, self.max_bytes
+            );
+            return Err(BuqueueError::new(ErrorKind::PayloadTooLarge, fact));
+        }
+        Ok(outgoing)
+    }
+
+    /// Sends one; a queue that has gone is created again.
+    pub(crate) async fn send(&self, outgoing: &Outgoing) -> Result<MessageId> {
+        match self.send_once(outgoing).await {
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                topology::ensure_queue(&self.link, &self.options).await?;
+                self.send_once(outgoing).await
+            }
+            sent => sent,
+        }
+    }
+
+    async fn send_once(&self, outgoing: &Outgoing) -> Result<MessageId> {
+        let sending = self
+            .link
+            .client
+            .send_message()
+            .queue_url(&self.link.queue.whole)
+            .message_body(&outgoing.body)
+            .set_message_attributes(outgoing.attributes.clone())
+            .set_message_group_id(outgoing.group.clone())
+            .set_message_deduplication_id(outgoing.deduplication.clone())
+            .set_delay_seconds(outgoing.delay_seconds);
+        let sent = sending.send().await.map_err(|error| error::from_sdk("SendMessage", error))?;
+        Ok(sent.message_id().unwrap_or_default().to_owned().into())
+    }
+
+    /// Sends many, one outcome each, in order. What cannot be sent at all comes as an error already.
+    pub(crate) async fn send_all(&self, outgoing: Vec<Result<Outgoing>>) -> Vec<Result<MessageId>> {
+        if !self.manner.fifo {
+            let sending = stream::iter(in_batches(outgoing).into_iter().map(|part| self.send_batch(part)));
+            return sending.buffered(BATCHES).collect::<Vec<_>>().await.into_iter().flatten().collect();
+        }
+        let count = outgoing.len();
+        let mut lanes: Vec<Vec<(usize, Result<Outgoing>)>> = Vec::new();
+        lanes.resize_with(count.div_ceil(BATCH).min(BATCHES), Vec::new);
+        for (at, outgoing) in outgoing.into_iter().enumerate() {
+            let lane = outgoing.as_ref().map_or(at, |outgoing| lane(outgoing, at)) % lanes.len();
+            lanes[lane].push((at, outgoing));
+        }
+        let sending = lanes.into_iter().map(|lane| async {
+            let (places, outgoing): (Vec<_>, Vec<_>) = lane.into_iter().unzip();
+            places.into_iter().zip(self.send_in_order(outgoing).await).collect::<Vec<_>>()
+        });
+        let mut outcomes: Vec<_> = join_all(sending).await.into_iter().flatten().collect();
+        outcomes.sort_unstable_by_key(|(at, _)| *at);
+        outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    /// One batch after the other, and nothing of a group of which something has failed: it would overtake that.
+    async fn send_in_order(&self, outgoing: Vec<Result<Outgoing>>) -> Vec<Result<MessageId>> {
+        let mut outcomes = Vec::with_capacity(outgoing.len());
+        let mut failed: HashSet<String> = HashSet::new();
+        for mut part in in_batches(outgoing) {
+            for outgoing in &mut part {
+                if matches!(outgoing, Ok(Outgoing { group: Some(group), .. }) if failed.contains(group)) {
+                    let fact = "not sent: a message before it, with the same routing key, was not";
+                    *outgoing = Err(BuqueueError::new(ErrorKind::Throttled, fact));
+                }
+            }
+            let groups: Vec<Option<String>> = part
+                .iter()
+                .map(|outgoing| outgoing.as_ref().ok().and_then(|outgoing| outgoing.group.clone()))
+                .collect();
+            let sent = self.send_batch(part).await;
+            let sent_not = sent.iter().zip(groups).filter(|(sent, _)| sent.is_err());
+            failed.extend(sent_not.filter_map(|(_, group)| group));
+            outcomes.extend(sent);
+        }
+        outcomes
+    }
+
+    /// Sends one batch; a queue that has gone is created again.
+    async fn send_batch(&self, part: Vec<Result<Outgoing>>) -> Vec<Result<MessageId>> {
+        let sent = self.send_batch_once(&part).await;
+        let gone = |sent: &Result<MessageId>| matches!(sent, Err(error) if error.kind == ErrorKind::NotFound);
+        if sent.iter().any(gone) && topology::ensure_queue(&self.link, &self.options).await.is_ok() {
+            return self.send_batch_once(&part).await;
+        }
+        sent
+    }
+
+    async fn send_batch_once(&self, part: &[Result<Outgoing>]) -> Vec<Result<MessageId>> {
+        let what = "SendMessageBatch";
+        let mut outcomes: Vec<Result<MessageId>> = Vec::with_capacity(part.len());
+        let mut entries = Vec::with_capacity(part.len());
+        for (at, outgoing) in part.iter().enumerate() {
+            let entry = outgoing.as_ref().map_err(BuqueueError::again).and_then(|outgoing| {
+                SendMessageBatchRequestEntry::builder()
+                    .id(at.to_string())
+                    .message_body(&outgoing.body)
+                    .set_message_attributes(outgoing.attributes.clone())
+                    .set_message_group_id(outgoing.group.clone())
+                    .set_message_deduplication_id(outgoing.deduplication.clone())
+                    .set_delay_seconds(outgoing.delay_seconds)
+                    .build()
+                    .map_err(convert::incomplete)
+            });
+            match entry {
+                Ok(entry) => {
+                    entries.push(entry);
+                    outcomes.push(Err(error::unanswered(what)));
+                }
+                Err(error) => outcomes.push(Err(error)),
+            }
+        }
+        if entries.is_empty() {
+            return outcomes;
+        }
+        let asked: Vec<usize> = entries.iter().filter_map(|entry| entry.id().parse().ok()).collect();
+        let sending = self
+            .link
+            .client
+            .send_message_batch()
+            .queue_url(&self.link.queue.whole)
+            .set_entries(Some(entries));
+        match sending.send().await {
+            Ok(answer) => {
+                for entry in answer.successful() {
+                    set(&mut outcomes, entry.id(), Ok(entry.message_id().to_owned().into()));
+                }
+                for entry in answer.failed() {
+                    set(&mut outcomes, entry.id(), Err(error::from_entry(what, entry)));
+                }
+            }
+            Err(error) => {
+                let error = error::from_sdk(what, error);
+                for at in asked {
+                    outcomes[at] = Err(error.again());
+                }
+            }
+        }
+        outcomes
+    }
+}
+
+fn set(outcomes: &mut [Result<MessageId>], id: &str, outcome: Result<MessageId>) {
+    if let Some(place) = id.parse::<usize>().ok().and_then(|at| outcomes.get_mut(at)) {
+        *place = outcome;
+    }
+}
+
+/// Which messages stay behind one another: those of one key, and those of one deduplication id.
+fn lane(outgoing: &Outgoing, at: usize) -> usize {
+    let same = outgoing.group.as_ref().filter(|_| outgoing.keyed).or(outgoing.deduplication.as_ref());
+    let mut hasher = DefaultHasher::new();
+    match same.filter(|_| outgoing.keyed || outgoing.identified) {
+        Some(same) => same.hash(&mut hasher),
+        None => return at,
+    }
+    usize::try_from(hasher.finish() & 0xffff).unwrap_or(0)
+}
+
+/// Into batches that SQS takes, by number and by size.
+fn in_batches(outgoing: Vec<Result<Outgoing>>) -> Vec<Vec<Result<Outgoing>>> {
+    let sizes = outgoing.iter().map(|outgoing| outgoing.as_ref().map_or(0, |outgoing| outgoing.bytes));
+    let counts = batches(sizes);
+    let mut rest = outgoing.into_iter();
+    counts.into_iter().map(|count| rest.by_ref().take(count).collect()).collect()
+}
+
+/// How many of the messages each batch takes.
+fn batches(sizes: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut counts = Vec::new();
+    let (mut count, mut bytes) = (0, 0);
+    for size in sizes {
+        if count == BATCH || (count > 0 && bytes + size > MAX_BYTES) {
+            counts.push(count);
+            (count, bytes) = (0, 0);
+        }
+        count += 1;
+        bytes += size;
+    }
+    if count > 0 {
+        counts.push(count);
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_are_full_and_never_over() {
+        assert!(batches(std::iter::empty()).is_empty());
+        assert_eq!(batches([1; 25].into_iter()), [10, 10, 5]);
+        assert_eq!(batches([MAX_BYTES; 3].into_iter()), [1, 1, 1]);
+        assert_eq!(batches([MAX_BYTES / 2, MAX_BYTES / 2, 1].into_iter()), [2, 1]);
+        assert_eq!(batches([0, MAX_BYTES, 0].into_iter()), [3]);
+    }
+}
