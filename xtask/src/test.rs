@@ -26,11 +26,21 @@ pub const ABOUT: &str =
 ";
 
 /// The brokers that tests use, each its own set-up.
-const BROKERS: &[&str] =
-    &["redis", "redis-auth", "redis-tls", "redis-sentinel", "redis-cluster", "nats", "nats-auth", "rabbitmq"];
+const BROKERS: &[&str] = &[
+    "redis",
+    "redis-auth",
+    "redis-tls",
+    "redis-sentinel",
+    "redis-cluster",
+    "nats",
+    "nats-auth",
+    "rabbitmq",
+    "sqs",
+];
 
 /// The packages with a conformance suite.
-const BACKENDS: &[&str] = &["buqueue-memory", "buqueue-nats", "buqueue-rabbitmq", "buqueue-redis"];
+const BACKENDS: &[&str] =
+    &["buqueue-memory", "buqueue-nats", "buqueue-rabbitmq", "buqueue-redis", "buqueue-sqs"];
 
 /// The quickstart's name of a broker, the variable that tells the tests where it is, and the one that tells the
 /// quickstart.
@@ -38,6 +48,7 @@ const STORIES: &[(&str, &str, &str)] = &[
     ("redis", "BUQUEUE_TEST_REDIS", "REDIS_URL"),
     ("nats", "BUQUEUE_TEST_NATS", "NATS_URL"),
     ("rabbitmq", "BUQUEUE_TEST_RABBITMQ", "AMQP_URL"),
+    ("sqs", "BUQUEUE_TEST_SQS", "SQS_ENDPOINT"),
 ];
 
 pub fn command(arguments: &[String]) -> Result<()> {
@@ -102,6 +113,8 @@ pub fn command(arguments: &[String]) -> Result<()> {
             if let Some(endpoint) = environment.iter().find(|endpoint| endpoint.variable == *variable) {
                 let mut story = quietly(cargo(&["run", "--quiet", "--example", "quickstart"]));
                 story.env("QUEUE_BACKEND", backend).env(address, &endpoint.value);
+                // The emulators of SQS take any.
+                story.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
                 report.step(&format!("quickstart on {backend}"), story)?;
             }
         }
@@ -156,6 +169,7 @@ fn brokers_up(report: &mut Report, set_ups: &[String]) -> Result<Vec<Endpoint>> 
                 let set_up = endpoints.first().and_then(|endpoint| match endpoint.variable {
                     "BUQUEUE_TEST_NATS" => Some("BUQUEUE_TEST_NATS_SETUP"),
                     "BUQUEUE_TEST_RABBITMQ" => Some("BUQUEUE_TEST_RABBITMQ_SETUP"),
+                    "BUQUEUE_TEST_SQS" => Some("BUQUEUE_TEST_SQS_SETUP"),
                     _ => None,
                 });
                 environment.extend(set_up.map(|variable| Endpoint { variable, value: name.clone() }));
@@ -228,7 +242,7 @@ fn dependency_tree() -> Result<String> {
         ("sqs", "aws-sdk-sqs"),
     ];
     let mut counts = vec![format!("memory {} crates", memory.len())];
-    for (feature, own) in &CLIENTS[..3] {
+    for (feature, own) in CLIENTS.iter().filter(|(feature, _)| *feature != "kafka") {
         let tree = crates(feature)?;
         for (_, foreign) in CLIENTS.iter().filter(|(_, client)| client != own).chain(&[("", "opentelemetry")])
         {

@@ -40,7 +40,8 @@ pub const ABOUT: &str =
 
     NAME is one of redis, nats, rabbitmq, kafka, sqs (all five where none is given), or one more
     set-up: redis-auth, redis-tls, redis-sentinel, redis-cluster (redis-all is every Redis), nats-auth,
-    the older servers nats-2.10 and nats-2.9, and the newer rabbitmq-4.0 and rabbitmq-4.3 (as root).
+    the older servers nats-2.10 and nats-2.9, the newer rabbitmq-4.0 and rabbitmq-4.3 (as root), and
+    sqs-localstack, the other emulator.
     BUQUEUE_TEST_REDIS, _NATS, _RABBITMQ, _KAFKA or _SQS makes that endpoint be used as it is.
 ";
 
@@ -113,6 +114,7 @@ const BROKERS: &[&dyn Broker] = &[
     &nats::NATS_2_9,
     &rabbitmq::RABBITMQ_4_0,
     &rabbitmq::RABBITMQ_4_3,
+    &sqs::LOCALSTACK,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
