@@ -7,6 +7,7 @@
 //! | `redis` | `REDIS_URL`, `redis://127.0.0.1:6379` |
 //! | `nats` | `NATS_URL`, `nats://127.0.0.1:4222` |
 //! | `rabbitmq` | `AMQP_URL`, `amqp://guest:guest@127.0.0.1:5672/%2F` |
+//! | `sqs` | `SQS_ENDPOINT`, `http://127.0.0.1:4566`, and the AWS credentials of your environment; an emulator takes any |
 
 #![expect(clippy::print_stdout, reason = "an example talks to a person")]
 
@@ -19,6 +20,7 @@ use buqueue::nats::{JetStreamConfig, NatsBackend, NatsConfig, RetentionPolicy};
 use buqueue::prelude::*;
 use buqueue::rabbitmq::{RabbitMqBackend, RabbitMqConfig};
 use buqueue::redis::{RedisBackend, RedisConfig};
+use buqueue::sqs::{SqsBackend, SqsConfig};
 use chrono::Utc;
 use serde::{Deserialize, Serialize};
 
@@ -88,9 +90,14 @@ impl Broker {
                 let url = address("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2F");
                 pair(RabbitMqBackend::builder(RabbitMqConfig { url, queue, ..Default::default() }), dlq).await
             }
+            "sqs" => {
+                let endpoint = address("SQS_ENDPOINT", "http://127.0.0.1:4566");
+                let queue_url = format!("{endpoint}/000000000000/{queue}");
+                pair(SqsBackend::builder(SqsConfig { queue_url, ..Default::default() }), dlq).await
+            }
             other => Err(BuqueueError::new(
                 ErrorKind::InvalidConfig,
-                format!("QUEUE_BACKEND: must be memory, redis, nats or rabbitmq, is {other:?}"),
+                format!("QUEUE_BACKEND: must be memory, redis, nats, rabbitmq or sqs, is {other:?}"),
             )),
         }
     }

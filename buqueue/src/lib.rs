@@ -27,3 +27,9 @@ pub mod rabbitmq {
 pub mod redis {
     pub use buqueue_redis::*;
 }
+
+/// The AWS SQS backend (feature `sqs`).
+#[cfg(feature = "sqs")]
+pub mod sqs {
+    pub use buqueue_sqs::*;
+}
