@@ -120,6 +120,7 @@ enum Step {
     Stop,
     Pull { batch: usize, waits: bool, looks: u64 },
     Leave,
+    Check,
     Wait { until: Option<Instant> },
 }
 
@@ -165,6 +166,7 @@ impl Reader {
                 Step::Stop => break,
                 Step::Pull { batch, waits, looks } => self.ask(batch, waits, looks).await,
                 Step::Leave => self.leave().await,
+                Step::Check => self.check().await,
                 Step::Wait { until } => self.wait(until).await,
             }
             self.give_back_what_is_stale().await;
@@ -176,20 +178,25 @@ impl Reader {
     /// What is to be done now.
     fn step(&mut self) -> Step {
         let now = Instant::now();
-        if let Some(pull) = &self.pull {
-            let silence = if pull.waits { SILENCE } else { LOOK_SILENCE };
-            if now >= pull.until || now.duration_since(pull.heard) >= silence {
-                self.end_pull();
-            }
-        }
         let wishes = self.shared.mailbox.wishes();
         if wishes.closed {
             return Step::Stop;
         }
+        let link_is_up = self.link.borrow().up;
+        if let Some(pull) = &self.pull {
+            let silence = if pull.waits { SILENCE } else { LOOK_SILENCE };
+            let silent = now.duration_since(pull.heard) >= silence;
+            if silent || now >= pull.until {
+                self.end_pull();
+                if silent && link_is_up {
+                    return Step::Check;
+                }
+            }
+        }
         let quiet_at = self.pull.as_ref().map(|pull| pull.quiet_at(now));
         let fast = wishes.last_take.is_some_and(|taken| now.duration_since(taken) < FAST);
         let tried = self.failed_at_call == Some(wishes.calls);
-        if self.link.borrow().up && !tried {
+        if link_is_up && !tried {
             let target = wishes.demand.max(if fast { self.ahead } else { 1 });
             let batch = target.saturating_sub(wishes.ready).max(1);
             let (looks, low) = (wishes.looks, wishes.ready <= self.ahead / 2);
@@ -384,6 +391,16 @@ impl Reader {
                     self.fail(BuqueueError::new(ErrorKind::Throttled, words));
                 }
             }
+        }
+    }
+
+    /// Nobody answers. Servers before 2.10 do not say that there is no such durable.
+    async fn check(&mut self) {
+        let mut link = self.link.clone();
+        tokio::select! {
+            () = self.restore() => {}
+            // It was the connection; the next step asks on the new one.
+            _ = link.changed() => {}
         }
     }
 
