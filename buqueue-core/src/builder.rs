@@ -148,7 +148,11 @@ impl<B: Backend, Dispatch> QueueBuilder<B, Dispatch> {
             None => None,
             Some(dlq) => {
                 dlq.validate(&source)?;
-                let producer = B::connect_producer(&B::redirect(&self.config, &dlq.destination)).await?;
+                let redirected = B::redirect(&self.config, &dlq.destination);
+                // A destination may be said in more ways than one.
+                let destination = B::destination(&redirected);
+                DlqConfig { destination, ..dlq.clone() }.validate(&source)?;
+                let producer = B::connect_producer(&redirected).await?;
                 Some(DeadLetters::new(dlq.max_receive_count, producer))
             }
         };

@@ -26,8 +26,9 @@ pub struct SqsConfig {
     pub queue_url: String,
     /// The AWS region that the queue lies in.
     pub region: String,
-    /// The lease: how long a received message is hidden from other consumers. Set it well above the longest time a
-    /// handler needs.
+    /// The lease: how long a received message is hidden from other consumers. Set it well above twice the longest time
+    /// a handler needs: where messages come fast they are received ahead, and up to half of it may be over when one is
+    /// handed out.
     pub visibility_timeout: VisibilityTimeout,
     /// Where to send requests, for an emulator or a VPC endpoint. Default: the host of the queue's URL, unless it is
     /// one of AWS's own, which the region tells.
@@ -38,8 +39,8 @@ pub struct SqsConfig {
     /// Whether a standard queue is told the routing key as its message group, so that it serves all keys fairly. Of
     /// no meaning on FIFO queues, which always are. Default: no.
     pub fair_queues: bool,
-    /// Whether a queue that does not exist is created, with a retention of 14 days. Default: yes. What exists is never
-    /// changed.
+    /// Whether a queue that does not exist is created, in the account of the credentials, with a retention of 14 days.
+    /// Default: yes. What exists is never changed.
     pub create_queue: bool,
 }
 
@@ -97,7 +98,7 @@ pub trait SqsBuilderExt: Sized {
     fn connection_timeout(self, timeout: Duration) -> Self;
 
     /// How long a request may take, with all its repetitions; one of them takes a third of it at most. Default: 10 s.
-    /// What a receive waits for messages comes on top.
+    /// A receive is not repeated; it takes a third of it, and at least 3 s, beyond the time that it waits for messages.
     #[must_use]
     fn request_timeout(self, timeout: Duration) -> Self;
 
@@ -111,7 +112,8 @@ pub trait SqsBuilderExt: Sized {
     fn credentials_provider(self, provider: impl ProvideCredentials + 'static) -> Self;
 
     /// A client of your own, with everything that can be said about one: proxies, retries, interceptors. `region`,
-    /// `endpoint_url`, the credentials and the timeouts said here are then its own business.
+    /// `endpoint_url`, the credentials and the timeouts said here are then its own business, but for receives: they are
+    /// not repeated, and have the timeout that they have with any client.
     #[must_use]
     fn client(self, client: Client) -> Self;
 }
@@ -151,6 +153,12 @@ impl SqsOptions {
         }
     }
 
+    /// What a receive may take beyond the time that it waits for messages. A connection that has died without a word is
+    /// noticed after that.
+    pub(crate) fn patience(&self) -> Duration {
+        (self.request_timeout / 3).max(Duration::from_secs(3))
+    }
+
     /// Checks all that can be checked without the service.
     pub(crate) fn validate(&self) -> Result<QueueUrl> {
         let config = &self.config;
@@ -177,6 +185,9 @@ impl SqsOptions {
                 .any(|scheme| endpoint.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
         {
             return Err(invalid("endpoint_url: must begin with http:// or https:// and name a host"));
+        }
+        if config.endpoint_url.as_ref().is_some_and(|endpoint| endpoint.contains('@')) {
+            return Err(invalid("endpoint_url: must not contain credentials"));
         }
         for (field, timeout) in
             [("connection_timeout", self.connection_timeout), ("request_timeout", self.request_timeout)]

@@ -65,9 +65,9 @@ impl driver::Consumer for SqsConsumer {
 
 impl Closer for Session {
     fn close(&self) -> QueueFuture<'_, Result<()>> {
-        self.mailbox.close();
+        Session::close(self);
         QueueFuture::pending(async move {
-            self.mailbox.finished().await;
+            self.ended().await;
             Ok(())
         })
     }
@@ -75,6 +75,6 @@ impl Closer for Session {
 
 impl Drop for SqsConsumer {
     fn drop(&mut self) {
-        self.session.mailbox.close();
+        Session::close(&self.session);
     }
 }

@@ -5,6 +5,7 @@
 //! attribute, `buqueue`, an object of JSON.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use aws_sdk_sqs::primitives::Blob;
 use aws_sdk_sqs::types::{self, MessageAttributeValue, MessageSystemAttributeName as System};
@@ -47,6 +48,8 @@ mod field {
     pub(super) const FAILED_AT: &str = "failed-at";
     /// How long after it was sent the message is due, in milliseconds.
     pub(super) const WAIT: &str = "wait";
+    /// When it is due by the clock of SQS, in milliseconds since 1970: in what was sent on.
+    pub(super) const DUE: &str = "due";
     /// What is the same in all copies of a scheduled message.
     pub(super) const SCHEDULE: &str = "schedule";
 }
@@ -58,12 +61,20 @@ pub(crate) struct Story {
     pub(crate) first_failed_at: Option<DateTime<Utc>>,
 }
 
+/// Until when it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wait {
+    /// So many milliseconds from when it is sent: what SQS then does not know yet, it says when the message is received.
+    FromSent(u64),
+    /// Until then, by the clock of SQS, in milliseconds since 1970.
+    Until(i64),
+}
+
 /// What a copy says beside its message.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Beside {
     pub(crate) story: Story,
-    /// How long after it was sent it is due, in milliseconds.
-    pub(crate) wait: Option<u64>,
+    pub(crate) wait: Option<Wait>,
     pub(crate) schedule: Option<String>,
 }
 
@@ -131,8 +142,10 @@ impl Outgoing {
                 meta.insert(field::FAILED_AT.to_owned(), time.timestamp_millis().into());
             }
         }
-        if let Some(wait) = beside.wait {
-            meta.insert(field::WAIT.to_owned(), wait.into());
+        match beside.wait {
+            Some(Wait::FromSent(wait)) => drop(meta.insert(field::WAIT.to_owned(), wait.into())),
+            Some(Wait::Until(due)) => drop(meta.insert(field::DUE.to_owned(), due.into())),
+            None => {}
         }
         if let Some(schedule) = &beside.schedule {
             meta.insert(field::SCHEDULE.to_owned(), schedule.as_str().into());
@@ -168,9 +181,9 @@ impl Outgoing {
         })
     }
 
-    /// Visible so many seconds after it was sent.
+    /// Visible so many seconds after it was sent, whatever the queue's own delay is. FIFO queues do not take that.
     pub(crate) fn delayed(self, seconds: u64) -> Self {
-        Self { delay_seconds: i32::try_from(seconds).ok().filter(|seconds| *seconds > 0), ..self }
+        Self { delay_seconds: i32::try_from(seconds).ok(), ..self }
     }
 }
 
@@ -309,7 +322,11 @@ impl Incoming {
                                     .and_then(Value::as_i64)
                                     .and_then(DateTime::from_timestamp_millis),
                             },
-                            wait: number(field::WAIT),
+                            wait: meta
+                                .get(field::DUE)
+                                .and_then(Value::as_i64)
+                                .map(Wait::Until)
+                                .or_else(|| number(field::WAIT).map(Wait::FromSent)),
                             schedule: meta.get(field::SCHEDULE).and_then(text),
                         };
                     }
@@ -342,13 +359,38 @@ impl Incoming {
         Some(Self { message, beside, id, receipt, group, receives, sent_at, first_received_at })
     }
 
-    /// How long it must still wait, by the clock of SQS, in milliseconds.
-    pub(crate) fn wait_left(&self, now: DateTime<Utc>) -> u64 {
-        let (Some(wait), Some(sent)) = (self.beside.wait, self.sent_at) else { return 0 };
-        // Handed out a second time, that clock has gone on; ours is the best that there is.
-        let now = self.first_received_at.filter(|_| self.receives <= 1).unwrap_or(now);
-        let waited = u64::try_from((now - sent).num_milliseconds()).unwrap_or(0);
-        wait.saturating_sub(waited)
+    /// When it is due by the clock of SQS, in milliseconds since 1970, where it is scheduled.
+    pub(crate) fn due(&self) -> Option<i64> {
+        match self.beside.wait? {
+            Wait::Until(due) => Some(due),
+            Wait::FromSent(wait) => {
+                Some(self.sent_at?.timestamp_millis().saturating_add(i64::try_from(wait).unwrap_or(i64::MAX)))
+            }
+        }
+    }
+}
+
+/// The clock of SQS, as far as it is known from what it says about messages.
+#[derive(Debug, Default)]
+pub(crate) struct Clock {
+    /// How far it is ahead of ours, in milliseconds.
+    ahead: AtomicI64,
+}
+
+impl Clock {
+    /// How long a message must still wait, in milliseconds, `now` by our clock.
+    pub(crate) fn wait_left(&self, incoming: &Incoming, now: DateTime<Utc>) -> u64 {
+        let now = now.timestamp_millis();
+        // Of a message that is handed out for the first time it is known when that was.
+        let theirs = match incoming.first_received_at.filter(|_| incoming.receives <= 1) {
+            Some(time) => {
+                let theirs = time.timestamp_millis();
+                self.ahead.store(theirs.saturating_sub(now), Ordering::Relaxed);
+                theirs
+            }
+            None => now.saturating_add(self.ahead.load(Ordering::Relaxed)),
+        };
+        incoming.due().map_or(0, |due| u64::try_from(due.saturating_sub(theirs)).unwrap_or(0))
     }
 }
 
@@ -438,7 +480,7 @@ mod tests {
     fn copies_say_what_they_are_copies_of() {
         let beside = Beside {
             story: Story { failures: 3, first_failed_at: DateTime::from_timestamp_millis(1234) },
-            wait: Some(5000),
+            wait: Some(Wait::FromSent(5000)),
             schedule: Some("s".to_owned()),
         };
         let outgoing = Outgoing::new(&Message::new("m"), FIFO, &beside).unwrap();
@@ -462,17 +504,32 @@ mod tests {
     #[test]
     fn the_clock_of_sqs_tells_how_long_is_left() {
         let at = |millis| DateTime::from_timestamp_millis(millis);
-        let mut incoming = through(
-            Outgoing::new(&Message::new("m"), STANDARD, &Beside { wait: Some(1500), ..Beside::default() })
-                .unwrap(),
-        );
+        let waiting = |wait| {
+            let beside = Beside { wait: Some(wait), ..Beside::default() };
+            through(Outgoing::new(&Message::new("m"), STANDARD, &beside).unwrap())
+        };
+        let clock = Clock::default();
+        let ours = at(99_000).unwrap();
+        let mut incoming = waiting(Wait::FromSent(1500));
         incoming.sent_at = at(10_000);
         incoming.first_received_at = at(11_100);
-        let ours = at(99_000).unwrap();
-        assert_eq!(incoming.wait_left(ours), 400);
+        assert_eq!(clock.wait_left(&incoming, ours), 400);
+        // Received again, 200 ms later by our clock: theirs has gone on as well.
         incoming.receives = 2;
-        assert_eq!(incoming.wait_left(ours), 0);
-        assert_eq!(incoming.wait_left(at(11_200).unwrap()), 300);
+        assert_eq!(clock.wait_left(&incoming, at(99_200).unwrap()), 200);
+        assert_eq!(clock.wait_left(&incoming, at(99_500).unwrap()), 0);
+        // What was sent on says when, and not how long.
+        let mut incoming = waiting(Wait::Until(11_500));
+        incoming.sent_at = at(11_050);
+        incoming.first_received_at = at(11_100);
+        assert_eq!(clock.wait_left(&incoming, ours), 400);
+        assert_eq!(
+            clock.wait_left(
+                &through(Outgoing::new(&Message::new("m"), STANDARD, &Beside::default()).unwrap()),
+                ours
+            ),
+            0
+        );
     }
 
     #[test]

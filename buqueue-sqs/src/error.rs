@@ -1,6 +1,7 @@
 //! From the SDK's errors to buqueue's kinds.
 
 use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sqs::config::http::HttpResponse;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sqs::types::BatchResultErrorEntry;
 use buqueue_core::{BuqueueError, ErrorKind};
@@ -51,57 +52,72 @@ fn parameter(words: &str) -> ErrorKind {
 }
 
 /// `what` names the request.
-pub(crate) fn from_sdk<E, R>(what: &str, error: SdkError<E, R>) -> BuqueueError
+pub(crate) fn from_sdk<E>(what: &str, error: SdkError<E, HttpResponse>) -> BuqueueError
 where
     E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-    R: std::fmt::Debug + Send + Sync + 'static,
 {
     let (kind, fact) = match &error {
-        SdkError::ServiceError(refused) => {
-            let (code, words) =
-                (refused.err().code().unwrap_or("unknown"), refused.err().message().unwrap_or_default());
-            let kind = classify(code, words);
-            let fact = match &kind {
-                ErrorKind::BackendSpecific { .. } => what.to_owned(),
-                _ => format!("{what}: {code}: {words}"),
-            };
-            (kind, fact)
-        }
+        SdkError::ServiceError(refused) => match refused.err().code() {
+            Some(code) => {
+                let words = refused.err().message().unwrap_or_default();
+                let kind = classify(code, words);
+                let fact = match &kind {
+                    ErrorKind::BackendSpecific { .. } => what.to_owned(),
+                    _ => format!("{what}: {code}: {words}"),
+                };
+                (kind, fact)
+            }
+            // Something before SQS has answered: a load balancer, a proxy.
+            None => {
+                let status = refused.raw().status().as_u16();
+                (of_status(status), format!("{what}: the answer is HTTP {status}, and none of SQS"))
+            }
+        },
         SdkError::TimeoutError(_) => (ErrorKind::Timeout, format!("{what}: SQS did not answer in time")),
-        SdkError::DispatchFailure(failure) => {
-            if is_about_credentials(&error) {
-                let fact = format!("{what}: the credentials chain has none, or could not get them");
-                (ErrorKind::AuthenticationFailed, fact)
-            } else if failure.is_timeout() {
-                (ErrorKind::ConnectionLost, format!("{what}: no connection in time"))
-            } else {
+        SdkError::DispatchFailure(_) | SdkError::ConstructionFailure(_) => match credentials(&error) {
+            Some(true) => {
+                (ErrorKind::AuthenticationFailed, format!("{what}: the credentials chain has none"))
+            }
+            Some(false) => (ErrorKind::ConnectionLost, format!("{what}: the credentials could not be had")),
+            None if matches!(error, SdkError::DispatchFailure(_)) => {
                 (ErrorKind::ConnectionLost, format!("{what}: the connection failed"))
             }
-        }
-        SdkError::ResponseError(_) => {
-            let kind = ErrorKind::BackendSpecific {
-                code: "response".to_owned(),
-                message: "is none of SQS".to_owned(),
-            };
-            (kind, what.to_owned())
-        }
-        _ if is_about_credentials(&error) => {
-            (ErrorKind::AuthenticationFailed, format!("{what}: the credentials chain has none"))
-        }
-        _ => (ErrorKind::InvalidConfig, format!("{what}: the request could not be made")),
+            None => (ErrorKind::InvalidConfig, format!("{what}: the request could not be made")),
+        },
+        // An answer that breaks off.
+        _ => (ErrorKind::ConnectionLost, format!("{what}: the answer could not be read")),
     };
-    BuqueueError::new(kind, fact).with_source(error)
+    let new = BuqueueError::new(kind, fact);
+    // Without the answer itself, which may be full of messages.
+    match error.into_source() {
+        Ok(source) => new.with_source(source),
+        Err(_) => new,
+    }
 }
 
-fn is_about_credentials(error: &(dyn std::error::Error + 'static)) -> bool {
+fn of_status(status: u16) -> ErrorKind {
+    match status {
+        429 => ErrorKind::Throttled,
+        401 | 403 => ErrorKind::AuthenticationFailed,
+        500.. => ErrorKind::ConnectionLost,
+        _ => ErrorKind::BackendSpecific { code: status.to_string(), message: "no answer of SQS".to_owned() },
+    }
+}
+
+/// Whether there are no credentials (`Some(true)`), or only not at the moment.
+fn credentials(error: &(dyn std::error::Error + 'static)) -> Option<bool> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if error.is::<CredentialsError>() {
-            return true;
+        if let Some(error) = error.downcast_ref::<CredentialsError>() {
+            let lasting = matches!(
+                error,
+                CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)
+            );
+            return Some(lasting);
         }
         cause = error.source();
     }
-    false
+    None
 }
 
 /// One entry of a batch that failed.

@@ -14,11 +14,12 @@ use buqueue_core::{
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::LONGEST_VISIBILITY;
 use crate::connection::Link;
-use crate::convert::{self, Story};
+use crate::convert::{self, Clock, Story};
 use crate::error;
 use crate::schedule::{HORIZON, Scheduler};
 use crate::sender::BATCH;
@@ -182,6 +183,10 @@ pub(crate) struct Session {
     pub(crate) mailbox: Mailbox<Held>,
     /// The lease.
     pub(crate) visibility: Duration,
+    pub(crate) clock: Clock,
+    closing: watch::Sender<bool>,
+    /// Nothing is being sent on any more.
+    forwarded: watch::Sender<bool>,
     failures: FirstFailures<String>,
     returns: Mutex<Returns>,
     runtime: Handle,
@@ -200,15 +205,41 @@ impl Session {
             scheduler,
             mailbox: Mailbox::default(),
             visibility,
+            clock: Clock::default(),
+            closing: watch::channel(false).0,
+            forwarded: watch::channel(false).0,
             failures: FirstFailures::default(),
             returns: Mutex::default(),
             runtime: Handle::current(),
         }
     }
 
+    /// Ends the reader and what sends on schedules.
+    pub(crate) fn close(&self) {
+        self.mailbox.close();
+        self.closing.send_replace(true);
+    }
+
+    pub(crate) fn closing(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
+    }
+
+    /// Nothing is being sent on any more.
+    pub(crate) fn forwarded(&self) {
+        self.forwarded.send_replace(true);
+    }
+
+    /// Waits until everything that was begun has ended, but for requests that wait at SQS.
+    pub(crate) async fn ended(&self) {
+        self.mailbox.finished().await;
+        let mut forwarded = self.forwarded.subscribe();
+        // The sender is here: it cannot be gone.
+        let _always_ok = forwarded.wait_for(|forwarded| *forwarded).await.is_ok();
+    }
+
     /// How old a message may be when it is handed out, so that there is time left to handle it.
     pub(crate) fn stale_after(&self) -> Duration {
-        self.visibility * 3 / 4
+        self.visibility / 2
     }
 
     /// The lease as it is measured here: that of SQS begins before the message arrives, and a settle takes its time on
@@ -311,7 +342,7 @@ impl Delivered {
 
     /// Longer than SQS hides a message: a copy waits, and then the original is deleted.
     async fn send_later(&self, after: Duration) -> Result<()> {
-        let Held { message, story, .. } = &self.held;
+        let Held { message, story, receipt, .. } = &self.held;
         let due = chrono::TimeDelta::from_std(after.min(HORIZON))
             .map_or(DateTime::<Utc>::MAX_UTC, |after| Utc::now() + after);
         let attempts = self.session.attempts(&self.held);
@@ -321,8 +352,13 @@ impl Delivered {
                 story.first_failed_at.unwrap_or_else(|| self.session.first_failure(&self.held)),
             ),
         };
-        self.session.scheduler.send_at(message, due, story).await?;
-        self.session.settler.delete(self.receipt()).await
+        let (session, message, receipt) = (Arc::clone(&self.session), message.clone(), receipt.clone());
+        // Once begun it is brought to its end, or there would be two of it.
+        let moving = self.session.runtime.spawn(async move {
+            session.scheduler.send_at(&message, due, story).await?;
+            session.settler.delete(receipt).await
+        });
+        moving.await.unwrap_or_else(|_| Err(error::unanswered("nack_after")))
     }
 
     fn give_back(&self) -> QueueFuture<'_, Result<()>> {

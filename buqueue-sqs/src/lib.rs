@@ -55,9 +55,10 @@
 //!
 //! Beyond 15 minutes, and always on FIFO queues, which know no delay of a message, it waits in a standard queue beside
 //! this one: `<name>-buqueue-relay`, or `<name>-buqueue-relay-fifo`. Running consumers of the queue send it on, step by
-//! step, and only when the copy is accepted is the original deleted. A schedule of a month takes some 3000 steps, each of
-//! 0.3 requests where many wait. Deleting the message there cancels it. On a FIFO queue a scheduled message is deduplicated
-//! when it is due.
+//! step, and only when the copy is accepted is the original deleted. A process that dies in between holds a message up by
+//! the request timeout and a second (11 s), and the message may be there twice then; FIFO queues drop the second. A
+//! schedule of a month takes some 3000 steps, each of 0.3 requests where many wait. Deleting the message there cancels it.
+//! On a FIFO queue a scheduled message is deduplicated when it is due.
 //!
 //! # Dead letters
 //!
@@ -66,9 +67,11 @@
 //!
 //! # Permissions
 //!
-//! To send: `sqs:SendMessage`, `sqs:GetQueueAttributes`. To receive: `sqs:ReceiveMessage`, `sqs:DeleteMessage`,
-//! `sqs:ChangeMessageVisibility`, `sqs:GetQueueAttributes`. All of these on the relay as well, where there are schedules,
-//! and `sqs:SendMessage` on the dead letter queue. `sqs:CreateQueue` where queues are to be created; set
+//! To send: `sqs:SendMessage` and `sqs:GetQueueAttributes`. To receive: `sqs:ReceiveMessage`, `sqs:DeleteMessage`,
+//! `sqs:ChangeMessageVisibility`, `sqs:GetQueueAttributes`, and `sqs:SendMessage` on the dead letter queue. Where there
+//! are schedules beyond 15 minutes or on FIFO queues, or retries beyond 12 hours: producers need `sqs:SendMessage` on the
+//! relay, and consumers all of these on the relay and `sqs:SendMessage` on the queue itself. **Consumers that lack them leave
+//! the relay alone without a word**, because most queues have none. `sqs:CreateQueue` where queues are to be created; set
 //! [`create_queue`](SqsConfig::create_queue) to `false` where they are not.
 //!
 //! # Limits
@@ -80,8 +83,8 @@
 //!
 //! * Order, and deduplication, on a standard queue; it may also deliver a message twice by itself.
 //! * `try_receive` asks a part of the servers of SQS only (a short poll), and may miss one of few messages.
-//! * SQS counts every receive, so a message that another process read ahead and gave back has used up an attempt. buqueue
-//!   reads ahead only while the consumer is fast.
+//! * SQS counts every receive, so a message that another process received ahead and gave back has used up an attempt.
+//!   buqueue receives ahead only while the consumer is fast, and gives back what nobody has taken for two seconds.
 //! * SQS may take a late ack silently. buqueue measures the lease from the arrival of the message and refuses to settle once
 //!   95 % of it are over (at most 250 ms before its end).
 //! * The client repeats a request that was not answered in time, also a send: on a standard queue the message may be there

@@ -13,7 +13,6 @@ use chrono::Utc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::config::VisibilityTimeout;
 use crate::connection::Link;
 use crate::convert::Incoming;
 use crate::error;
@@ -30,14 +29,14 @@ const MOST_POLLS: usize = 8;
 /// when one before them fails.
 const MOST_AHEAD: usize = 40;
 const MOST_AHEAD_FIFO: usize = 10;
+/// A scheduled message is visible so long before it is due, at most: a second, and what clocks are apart.
+const EARLIEST: Duration = Duration::from_millis(1500);
 /// The most that are kept because they came too early.
 const MOST_EARLY: usize = 1000;
 /// A consumer that takes at least so often is fast, and receives ahead.
 const FAST: Duration = Duration::from_millis(200);
 /// What nobody wants for so long is given back.
 const UNWANTED: Duration = Duration::from_secs(2);
-/// What a request may take beyond its wait. A connection that has died without a word is noticed after that.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// How long closing waits for requests that wait at SQS.
 const CLOSE: Duration = Duration::from_millis(1500);
 
@@ -48,18 +47,22 @@ struct Polled {
     /// Looks that it answers.
     looks: Option<u64>,
     answer: Result<Vec<Incoming>>,
+    /// When it came: the lease runs since.
+    at: Instant,
 }
 
 /// Asks, and takes what comes.
 pub(crate) struct Reader {
     session: Arc<Session>,
-    /// What receives say: the lease, unless it is the queue's own.
-    visibility: Option<u64>,
     polls: JoinSet<Polled>,
     /// How many messages they ask for together.
     asked: usize,
     /// The looks that are being answered.
-    looking: u64,
+    looking: Option<u64>,
+    /// What is on its way back.
+    returning: JoinSet<()>,
+    /// The last answer did not come in time: it may have been too long.
+    cautious: bool,
     /// How many may wait at the same time.
     width: usize,
     /// How many in a row have brought nothing.
@@ -76,16 +79,13 @@ pub(crate) struct Reader {
 
 impl Reader {
     pub(crate) fn new(session: Arc<Session>) -> Self {
-        let visibility = match session.scheduler.target.options.config.visibility_timeout {
-            VisibilityTimeout::Seconds(seconds) => Some(u64::from(seconds)),
-            VisibilityTimeout::QueueDefault => None,
-        };
         Self {
             session,
-            visibility,
             polls: JoinSet::new(),
             asked: 0,
-            looking: 0,
+            looking: None,
+            returning: JoinSet::new(),
+            cautious: false,
             width: 1,
             empty: 0,
             ahead: 1,
@@ -99,7 +99,8 @@ impl Reader {
     pub(crate) async fn run(mut self) {
         while !self.session.mailbox.wishes().closed {
             self.hand_over_what_is_due();
-            self.give_back_what_is_unwanted().await;
+            self.give_back_what_is_unwanted();
+            while self.returning.try_join_next().is_some() {}
             self.ask();
             let until = self.next_moment();
             let moment = async {
@@ -111,9 +112,9 @@ impl Reader {
             let session = Arc::clone(&self.session);
             tokio::select! {
                 Some(polled) = self.polls.join_next() => match polled {
-                    Ok(polled) => self.take_in(polled).await,
+                    Ok(polled) => self.take_in(polled),
                     // Only with its runtime, or by a fault of the client.
-                    Err(_) => self.asked = 0,
+                    Err(_) => self.begin_anew(),
                 },
                 () = session.mailbox.changed() => {}
                 () = moment => {}
@@ -125,14 +126,21 @@ impl Reader {
     /// Starts as many requests as are wanted.
     fn ask(&mut self) {
         let wishes = self.session.mailbox.wishes();
-        if self.failed_at_call == Some(wishes.calls) || self.early.len() >= MOST_EARLY {
+        if self.failed_at_call == Some(wishes.calls) {
+            return;
+        }
+        if wishes.is_looking() && self.looking.is_none() {
+            self.looking = Some(wishes.looks);
+            self.poll(wishes.demand.clamp(1, BATCH), Duration::ZERO, Some(wishes.looks));
+        }
+        // They are due within a second.
+        if self.early.len() >= MOST_EARLY {
             return;
         }
         let fast = wishes.last_take.is_some_and(|taken| taken.elapsed() < FAST);
         let target = wishes.demand.max(if fast && self.ahead > 1 { self.ahead } else { 0 });
-        if wishes.is_looking() && self.looking < wishes.looks {
-            self.looking = wishes.looks;
-            self.poll(wishes.demand.clamp(1, BATCH), Duration::ZERO, Some(wishes.looks));
+        if !fast {
+            self.width = 1;
         }
         // A look is the demand that it answers.
         let demand = if wishes.is_looking() { 0 } else { wishes.demand };
@@ -148,42 +156,66 @@ impl Reader {
             if missing == 0 {
                 break;
             }
-            // Where schedules come early there are more of them, in front of what is wanted now.
-            let asked = if self.early.is_empty() { missing.min(BATCH) } else { BATCH };
+            // Where schedules come early there may be more of them, in front of what is wanted now.
+            let early = (1..=MOST_AHEAD).contains(&self.early.len());
+            let asked = if early { BATCH } else { missing.min(BATCH) };
             self.poll(asked, wait, None);
         }
     }
 
     fn poll(&mut self, asked: usize, wait: Duration, looks: Option<u64>) {
-        let (link, visibility) = (self.session.scheduler.target.link.clone(), self.visibility);
+        let asked = if self.cautious { 1 } else { asked };
+        let session = Arc::clone(&self.session);
         self.asked += asked;
         self.polls.spawn(async move {
-            let answer = receive(&link, asked, wait, visibility).await;
-            Polled { asked, waited: !wait.is_zero(), looks, answer }
+            let target = &session.scheduler.target;
+            let (visibility, patience) = (session.visibility.as_secs(), target.options.patience());
+            let answer = match receive(&target.link, asked, wait, visibility, patience).await {
+                Err(error) if error.kind == ErrorKind::NotFound && target.options.config.create_queue => {
+                    let restored = topology::ensure_queue(&target.link, &target.options).await;
+                    // Core waits a moment before it asks again.
+                    Err(restored.err().unwrap_or_else(|| topology::not_yet(error)))
+                }
+                answer => answer,
+            };
+            Polled { asked, waited: !wait.is_zero(), looks, answer, at: Instant::now() }
         });
     }
 
-    async fn take_in(&mut self, polled: Polled) {
+    fn take_in(&mut self, polled: Polled) {
         self.asked = self.asked.saturating_sub(polled.asked);
         match polled.answer {
             Ok(messages) => {
                 let brought = messages.len();
-                self.keep(messages);
+                self.cautious = false;
+                self.keep(messages, polled.at);
                 self.adjust(brought, polled.asked, polled.waited);
             }
-            Err(error) => self.failed(error).await,
+            Err(error) => self.failed(error),
         }
         if let Some(looks) = polled.looks {
+            self.looking = None;
+            self.session.mailbox.answer(looks);
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        // Those that wait still bring what they bring.
+        self.asked = 0;
+        if let Some(looks) = self.looking.take() {
             self.session.mailbox.answer(looks);
         }
     }
 
     /// Hands over what is due, and keeps what is not.
-    fn keep(&mut self, messages: Vec<Incoming>) {
-        let (now, today) = (Instant::now(), Utc::now());
+    fn keep(&mut self, messages: Vec<Incoming>, received_at: Instant) {
+        let today = Utc::now() - received_at.elapsed();
         let mut due = Vec::with_capacity(messages.len());
         for incoming in messages {
-            let wait = Duration::from_millis(incoming.wait_left(today));
+            let wait = Duration::from_millis(self.session.clock.wait_left(&incoming, today));
+            // The queue itself has delayed it until the second before. One that comes sooner was moved here by somebody
+            // to whom its schedule was nothing.
+            let wait = if wait > EARLIEST { Duration::ZERO } else { wait };
             let held = Held {
                 message: incoming.message,
                 id: incoming.id,
@@ -191,8 +223,8 @@ impl Reader {
                 group: incoming.group,
                 receives: incoming.receives,
                 story: incoming.beside.story,
-                received_at: now,
-                due: now + wait,
+                received_at,
+                due: received_at + wait,
             };
             if wait.is_zero() { due.push(held) } else { self.early.push(held) }
         }
@@ -224,17 +256,9 @@ impl Reader {
         }
     }
 
-    async fn failed(&mut self, error: BuqueueError) {
+    fn failed(&mut self, error: BuqueueError) {
         self.width = 1;
-        let target = &self.session.scheduler.target;
-        let error = if error.kind == ErrorKind::NotFound && target.options.config.create_queue {
-            match topology::ensure_queue(&target.link, &target.options).await {
-                Ok(_) => return,
-                Err(error) => error,
-            }
-        } else {
-            error
-        };
+        self.cautious = error.kind == ErrorKind::Timeout;
         self.failed_at_call = Some(self.session.mailbox.wishes().calls);
         self.session.mailbox.fail(error);
     }
@@ -269,7 +293,7 @@ impl Reader {
         }
     }
 
-    async fn give_back_what_is_unwanted(&mut self) {
+    fn give_back_what_is_unwanted(&mut self) {
         let wishes = self.session.mailbox.wishes();
         let (now, limit) = (Instant::now(), self.session.stale_after());
         let unwanted = wishes.demand == 0
@@ -283,7 +307,8 @@ impl Reader {
         });
         if !back.is_empty() {
             self.ahead = 1;
-            self.session.give_back(back).await;
+            let session = Arc::clone(&self.session);
+            self.returning.spawn(async move { session.give_back(back).await });
         }
     }
 
@@ -292,6 +317,7 @@ impl Reader {
         let mut left = self.session.mailbox.take_back(|_| true);
         left.append(&mut self.early);
         self.session.give_back(left).await;
+        while self.returning.join_next().await.is_some() {}
         let closed_at = Instant::now();
         let mut finished = false;
         while !self.polls.is_empty() {
@@ -300,7 +326,7 @@ impl Reader {
             tokio::select! {
                 Some(polled) = self.polls.join_next() => {
                     if let Ok(Polled { answer: Ok(messages), .. }) = polled {
-                        self.keep(messages);
+                        self.keep(messages, Instant::now());
                         let mut late = self.session.mailbox.take_back(|_| true);
                         late.append(&mut self.early);
                         self.session.give_back(late).await;
@@ -321,7 +347,8 @@ pub(crate) async fn receive(
     link: &Link,
     count: usize,
     wait: Duration,
-    visibility: Option<u64>,
+    visibility: u64,
+    patience: Duration,
 ) -> Result<Vec<Incoming>> {
     let number = |count: u64| i32::try_from(count).unwrap_or(i32::MAX);
     let asking = link
@@ -330,7 +357,7 @@ pub(crate) async fn receive(
         .queue_url(&link.queue.whole)
         .max_number_of_messages(i32::try_from(count.clamp(1, BATCH)).unwrap_or(1))
         .wait_time_seconds(number(wait.as_secs()))
-        .set_visibility_timeout(visibility.map(number))
+        .visibility_timeout(number(visibility))
         .message_attribute_names("All")
         .message_system_attribute_names(System::ApproximateReceiveCount)
         .message_system_attribute_names(System::ApproximateFirstReceiveTimestamp)
@@ -338,11 +365,11 @@ pub(crate) async fn receive(
         .message_system_attribute_names(System::MessageGroupId)
         .message_system_attribute_names(System::MessageDeduplicationId);
     let what = "ReceiveMessage";
-    let answer = match timeout(wait + PATIENCE, asking.send()).await {
+    let answer = match timeout(wait + patience, asking.send()).await {
         Ok(answered) => answered.map_err(|error| error::from_sdk(what, error))?,
         Err(_) => {
-            let fact = format!("{what}: no answer within {:?}", wait + PATIENCE);
-            return Err(BuqueueError::new(ErrorKind::ConnectionLost, fact));
+            let fact = format!("{what}: no answer within {:?}", wait + patience);
+            return Err(BuqueueError::new(ErrorKind::Timeout, fact));
         }
     };
     Ok(answer.messages.into_iter().flatten().filter_map(Incoming::read).collect())

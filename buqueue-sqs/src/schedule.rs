@@ -8,13 +8,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use buqueue_core::{Backoff, Coalescer, ErrorKind, Message, MessageId, Result, unique_id};
+use buqueue_core::{Backoff, BuqueueError, Coalescer, ErrorKind, Message, MessageId, Result, unique_id};
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
 
 use crate::config::{QueueUrl, SqsOptions};
-use crate::convert::{Beside, Incoming, Outgoing, Story};
+use crate::convert::{Beside, Incoming, Outgoing, Story, Wait};
+use crate::error;
 use crate::lease::{Session, Settler};
 use crate::reader::receive;
 use crate::sender::{BATCH, Sender};
@@ -22,10 +23,13 @@ use crate::topology::{self, Standing};
 
 /// How far ahead a schedule reaches.
 pub(crate) const HORIZON: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-/// How long a forwarder hides what it works on; one that dies holds it up for so long.
-const HIDDEN: Duration = Duration::from_secs(8);
-/// How often it is looked whether there is a relay by now. Before a message is due that goes through it on a standard
-/// queue, the longest delay has passed.
+/// How long a forwarder hides what it works on, beyond what a request may take: one that dies holds it up for so long,
+/// and one that is slower may send it on twice.
+const HIDDEN_BEYOND: Duration = Duration::from_secs(1);
+/// After that it is tried again to send on what could not be sent.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often a standard queue's consumer looks whether there is a relay by now. Before a message is due that goes through
+/// it, the longest delay has passed.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// How many are sent on at the same time.
 const MOST_MOVING: usize = 200;
@@ -54,25 +58,46 @@ impl Scheduler {
         story: Story,
     ) -> Result<MessageId> {
         let left = millis_until(due);
+        let schedule = self.target.manner.fifo.then(unique_id);
+        let beside = Beside { story, wait: None, schedule };
+        // What would be too large at its last step is refused at the first.
+        let last = self.last_step(message, &beside)?;
         if left == 0 {
-            return self
-                .target
-                .send(&self.target.outgoing(message, &Beside { story, ..Beside::default() })?)
-                .await;
+            return self.target.send(&last).await;
         }
-        let beside = Beside { story, wait: None, schedule: self.target.manner.fifo.then(unique_id) };
-        let (outgoing, to) = self.step(message, beside, left)?;
+        let (outgoing, to) = match self.step(left) {
+            Step::Relay { delay } => {
+                (self.relay_step(message, &beside, Wait::FromSent(left), delay)?, &self.relay)
+            }
+            Step::Target { delay } => {
+                (self.target_step(message, &beside, Wait::FromSent(left), delay)?, &self.target)
+            }
+        };
         to.send(&outgoing).await
     }
 
-    /// The next step of a message that has so long to wait, and the queue that it leads to.
-    fn step(&self, message: &Message, beside: Beside, left: u64) -> Result<(Outgoing, &Sender)> {
+    /// Where a message goes next that has so many milliseconds to wait.
+    fn step(&self, left: u64) -> Step {
         let longest = u64::try_from(self.target.options.longest_delay.as_millis()).unwrap_or(u64::MAX);
-        let to = if self.target.manner.fifo || left > longest { &self.relay } else { &self.target };
-        // What the queue does by itself, no copy says.
-        let schedule = beside.schedule.filter(|_| to.link.queue.whole != self.target.link.queue.whole);
-        let outgoing = to.outgoing(message, &Beside { wait: Some(left), schedule, ..beside })?;
-        Ok((outgoing.delayed(left.min(longest) / 1000), to))
+        let delay = left.min(longest) / 1000;
+        if self.target.manner.fifo || left > longest { Step::Relay { delay } } else { Step::Target { delay } }
+    }
+
+    fn relay_step(&self, message: &Message, beside: &Beside, wait: Wait, delay: u64) -> Result<Outgoing> {
+        let outgoing = self.relay.outgoing(message, &Beside { wait: Some(wait), ..beside.clone() })?;
+        Ok(outgoing.delayed(delay))
+    }
+
+    fn target_step(&self, message: &Message, beside: &Beside, wait: Wait, delay: u64) -> Result<Outgoing> {
+        let outgoing =
+            self.target.outgoing(message, &Beside { wait: Some(wait), schedule: None, ..beside.clone() })?;
+        Ok(outgoing.delayed(delay))
+    }
+
+    /// What is due now. A queue's own delay is not for it.
+    fn last_step(&self, message: &Message, beside: &Beside) -> Result<Outgoing> {
+        let outgoing = self.target.outgoing(message, &Beside { wait: None, ..beside.clone() })?;
+        Ok(if self.target.manner.fifo { outgoing } else { outgoing.delayed(0) })
     }
 
     /// Creates the relay if that may be needed soon.
@@ -84,7 +109,13 @@ impl Scheduler {
     }
 }
 
-/// Rounded up, and one more, because the service's clock ticks in milliseconds.
+/// Where a message goes next, and after how many seconds it is visible there.
+enum Step {
+    Relay { delay: u64 },
+    Target { delay: u64 },
+}
+
+/// Rounded up, and a bit more, because two times are compared that SQS has rounded down.
 fn millis_until(due: DateTime<Utc>) -> u64 {
     let Ok(left) = (due - Utc::now()).to_std() else { return 0 };
     if left.is_zero() {
@@ -97,22 +128,44 @@ fn millis_until(due: DateTime<Utc>) -> u64 {
 pub(crate) async fn forward(session: Arc<Session>) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let forwarder = Arc::new(Forwarder::new(session));
-    let mut moving = JoinSet::new();
-    while !forwarder.is_closed() {
-        // What goes wrong here shows in the consumer's own calls, which ask the same service.
-        let pause = match forwarder.run(&mut moving, &mut backoff).await {
-            Ok(()) => break,
-            Err(error) if error.kind == ErrorKind::NotFound => {
+    let mut closing = forwarder.session.closing();
+    let mut work = Work::default();
+    loop {
+        // What goes wrong here mostly shows in the consumer's own calls, which ask the same service.
+        let failed = tokio::select! {
+            // A closed session says so until its end.
+            _ = closing.wait_for(|closing| *closing) => break,
+            error = forwarder.run(&mut work, &mut backoff) => error,
+        };
+        let pause = match failed.kind {
+            ErrorKind::NotFound if !forwarder.scheduler().target.manner.fifo => {
                 LOOK_AGAIN.min(forwarder.scheduler().target.options.longest_delay)
             }
-            Err(_) => backoff.next_delay(),
+            _ => backoff.next_delay(),
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = forwarder.session.mailbox.finished() => {}
+            _ = closing.wait_for(|closing| *closing) => break,
         }
     }
-    while moving.join_next().await.is_some() {}
+    // What is under way is brought to its end; whoever closes waits for that.
+    while work.moving.join_next().await.is_some() {}
+    forwarder.session.forwarded();
+    // A request that waits is not dropped: what it brings would be hidden.
+    while let Some(received) = work.receiving.join_next().await {
+        let waiting = received.into_iter().flatten().flatten();
+        let back = waiting.map(|incoming| forwarder.settler.hide(incoming.receipt, Duration::ZERO));
+        // What cannot be given back is visible when its time is over.
+        let _visible_later = join_all(back).await.iter().all(Result::is_ok);
+    }
+}
+
+/// What a forwarder has begun. Outlives a run that is cut off.
+#[derive(Default)]
+struct Work {
+    /// The one request that waits for messages.
+    receiving: JoinSet<Result<Vec<Incoming>>>,
+    moving: JoinSet<()>,
 }
 
 struct Forwarder {
@@ -144,62 +197,69 @@ impl Forwarder {
         &self.session.scheduler
     }
 
-    fn is_closed(&self) -> bool {
-        self.session.mailbox.wishes().closed
-    }
-
-    /// Until something fails, or the consumer is closed. A request that waits is not dropped: what it brings would be
-    /// hidden.
-    async fn run(self: &Arc<Self>, moving: &mut JoinSet<()>, backoff: &mut Backoff) -> Result<()> {
-        self.scheduler().prepare().await?;
-        let wait = self.scheduler().target.options.config.wait_time;
+    /// Until something fails; why.
+    async fn run(self: &Arc<Self>, work: &mut Work, backoff: &mut Backoff) -> BuqueueError {
+        if let Err(error) = self.scheduler().prepare().await {
+            return error;
+        }
+        let options = &self.scheduler().target.options;
+        let (wait, patience) = (options.config.wait_time, options.patience());
+        let hidden = (options.request_timeout + HIDDEN_BEYOND).as_secs();
         loop {
-            while moving.len() >= MOST_MOVING {
-                moving.join_next().await;
+            while work.moving.len() >= MOST_MOVING {
+                work.moving.join_next().await;
             }
-            let waiting = receive(&self.scheduler().relay.link, BATCH, wait, Some(HIDDEN.as_secs())).await?;
-            if self.is_closed() {
-                let back =
-                    waiting.into_iter().map(|incoming| self.settler.hide(incoming.receipt, Duration::ZERO));
-                // What cannot be given back is visible when its time is over.
-                let _visible_later = join_all(back).await.iter().all(Result::is_ok);
-                return Ok(());
+            if work.receiving.is_empty() {
+                let link = self.scheduler().relay.link.clone();
+                work.receiving.spawn(async move { receive(&link, BATCH, wait, hidden, patience).await });
             }
+            let waiting = match work.receiving.join_next().await {
+                Some(Ok(Ok(waiting))) => waiting,
+                Some(Ok(Err(error))) => return error,
+                // Only with its runtime, or by a fault of the client.
+                Some(Err(_)) | None => return error::unanswered("ReceiveMessage"),
+            };
             backoff.reset();
-            while moving.try_join_next().is_some() {}
+            while work.moving.try_join_next().is_some() {}
             for incoming in waiting {
                 let own = Arc::clone(self);
-                moving.spawn(async move { own.send_on(incoming).await });
+                work.moving.spawn(async move { own.send_on(incoming).await });
             }
         }
     }
 
-    /// One step further. What fails is visible again when its time is over.
+    /// One step further.
     async fn send_on(&self, incoming: Incoming) {
-        let mut left = incoming.wait_left(Utc::now());
-        if self.scheduler().target.manner.fifo && left < 1000 {
+        let scheduler = self.scheduler();
+        let mut left = self.session.clock.wait_left(&incoming, Utc::now());
+        if scheduler.target.manner.fifo && left < 1000 {
             tokio::time::sleep(Duration::from_millis(left)).await;
             left = 0;
         }
+        // By the clock of SQS, so that the time of the steps themselves is not added.
+        let wait = incoming.due().map_or(Wait::FromSent(left), Wait::Until);
         let Incoming { message, beside, receipt, .. } = incoming;
-        let sent = if left == 0 {
-            let beside = Beside { wait: None, ..beside };
-            match self.scheduler().target.outgoing(&message, &beside) {
-                Ok(outgoing) => self.to_target.submit(outgoing).await,
-                Err(error) => Err(error),
-            }
+        let made = if left == 0 {
+            scheduler.last_step(&message, &beside).map(|outgoing| (outgoing, &self.to_target))
         } else {
-            match self.scheduler().step(&message, beside, left) {
-                Ok((outgoing, to)) if to.link.queue.whole == self.scheduler().relay.link.queue.whole => {
-                    self.to_relay.submit(outgoing).await
-                }
-                Ok((outgoing, _)) => self.to_target.submit(outgoing).await,
-                Err(error) => Err(error),
+            match scheduler.step(left) {
+                Step::Relay { delay } => scheduler
+                    .relay_step(&message, &beside, wait, delay)
+                    .map(|outgoing| (outgoing, &self.to_relay)),
+                Step::Target { delay } => scheduler
+                    .target_step(&message, &beside, wait, delay)
+                    .map(|outgoing| (outgoing, &self.to_target)),
             }
         };
-        if sent.is_ok() {
-            // Should this fail, a copy follows: on FIFO queues SQS drops it by its id, within five minutes.
-            let _twice_at_worst = self.settler.delete(receipt).await.is_err();
-        }
+        let sent = match made {
+            Ok((outgoing, to)) => to.submit(outgoing).await,
+            Err(error) => Err(error),
+        };
+        // Should this fail, it comes again when its time is over: a copy of what was sent on, which a FIFO queue drops by
+        // its id within five minutes.
+        let _comes_again_at_worst = match sent {
+            Ok(_) => self.settler.delete(receipt).await.is_err(),
+            Err(_) => self.settler.hide(receipt, RETRY).await.is_err(),
+        };
     }
 }

@@ -53,7 +53,7 @@ impl Sender {
         match self.send_once(outgoing).await {
             Err(error) if error.kind == ErrorKind::NotFound => {
                 topology::ensure_queue(&self.link, &self.options).await?;
-                self.send_once(outgoing).await
+                self.send_once(outgoing).await.map_err(topology::not_yet)
             }
             sent => sent,
         }
@@ -124,7 +124,8 @@ impl Sender {
         let sent = self.send_batch_once(&part).await;
         let gone = |sent: &Result<MessageId>| matches!(sent, Err(error) if error.kind == ErrorKind::NotFound);
         if sent.iter().any(gone) && topology::ensure_queue(&self.link, &self.options).await.is_ok() {
-            return self.send_batch_once(&part).await;
+            let again = self.send_batch_once(&part).await;
+            return again.into_iter().map(|sent| sent.map_err(topology::not_yet)).collect();
         }
         sent
     }

@@ -44,6 +44,16 @@ pub(crate) async fn ensure_queue(link: &Link, options: &SqsOptions) -> Result<St
     })
 }
 
+/// It is there, and not all of SQS knows it yet.
+pub(crate) fn not_yet(error: BuqueueError) -> BuqueueError {
+    match error.kind {
+        ErrorKind::NotFound => {
+            BuqueueError::new(ErrorKind::Throttled, "the queue was created this moment").with_source(error)
+        }
+        _ => error,
+    }
+}
+
 /// A redrive policy of the queue's own moves messages without a word about why; it must come after our verdict.
 fn verify_redrive(attributes: &HashMap<Attribute, String>, attempts: u32) -> Result<()> {
     let policy =
