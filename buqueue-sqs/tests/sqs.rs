@@ -19,6 +19,7 @@ use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use buqueue_core::{Delivery, DlqConfig, ErrorKind, Message, QueueBuilder};
 use buqueue_sqs::{SqsBackend, SqsBuilderExt, SqsConfig, VisibilityTimeout};
 use chrono::{DateTime, TimeDelta, Utc};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{ACCOUNT, REGION, client, credentials};
 
@@ -365,6 +366,78 @@ async fn without_credentials_is_told() {
     let building = SqsBackend::builder(config).credentials_provider(None).build_producer();
     let error = within(building).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error:?}");
+}
+
+/// Answers every request with the same.
+async fn always(status: &'static str, body: &'static str) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let (mut request, mut part) = (Vec::new(), [0; 4096]);
+                loop {
+                    let Ok(count @ 1..) = stream.read(&mut part).await else { return };
+                    request.extend_from_slice(&part[..count]);
+                    let text = String::from_utf8_lossy(&request).to_ascii_lowercase();
+                    let Some((head, rest)) = text.split_once("\r\n\r\n") else { continue };
+                    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                    if rest.len() < length.and_then(|length| length.parse().ok()).unwrap_or(0) {
+                        continue;
+                    }
+                    request.clear();
+                    let answer = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+                    if stream.write_all(answer.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+/// What SQS, or something before it, has to say that no emulator says.
+#[tokio::test]
+async fn refusals_have_their_kinds() {
+    let says = |code: &str| -> &'static str {
+        format!("{{\"__type\":\"com.amazonaws.sqs#{code}\",\"message\":\"words\"}}").leak()
+    };
+    for (status, body, kind) in [
+        ("400 Bad Request", says("RequestThrottled"), ErrorKind::Throttled),
+        ("400 Bad Request", says("OverLimit"), ErrorKind::Throttled),
+        ("400 Bad Request", says("InvalidClientTokenId"), ErrorKind::AuthenticationFailed),
+        ("403 Forbidden", says("AccessDeniedException"), ErrorKind::AuthenticationFailed),
+        ("403 Forbidden", says("ExpiredTokenException"), ErrorKind::AuthenticationFailed),
+        ("400 Bad Request", says("KmsThrottled"), ErrorKind::Throttled),
+        ("400 Bad Request", says("QueueDoesNotExist"), ErrorKind::NotFound),
+        ("503 Service Unavailable", says("ServiceUnavailable"), ErrorKind::ConnectionLost),
+        ("502 Bad Gateway", "<html>a load balancer</html>", ErrorKind::ConnectionLost),
+        ("429 Too Many Requests", "", ErrorKind::Throttled),
+    ] {
+        let endpoint = always(status, body).await;
+        let config = SqsConfig {
+            queue_url: format!("{endpoint}/{ACCOUNT}/orders"),
+            create_queue: false,
+            ..SqsConfig::default()
+        };
+        let building = SqsBackend::builder(config).credentials_provider(credentials()).build_producer();
+        let error = within(building).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{status} {body}: {error:?}");
+        assert!(!format!("{error:?}").contains("load balancer"), "{error:?}");
+    }
+}
+
+/// A dead letter queue that is the queue itself, in other words.
+#[tokio::test]
+async fn a_queue_is_not_its_own_dead_letter_queue() {
+    for (suffix, destination) in [("", "orders"), (".fifo", "orders"), (".fifo", "orders.fifo")] {
+        let queue_url = format!("http://127.0.0.1:1/{ACCOUNT}/orders{suffix}");
+        let dlq = DlqConfig { destination: destination.to_owned(), max_receive_count: 3 };
+        let error = builder(queue_url).dead_letter_queue(dlq).build_consumer().await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidConfig);
+        assert!(error.message().starts_with("dead_letter_queue.destination"), "{error}");
+    }
 }
 
 /// Counts what goes over the wire.
