@@ -1,7 +1,8 @@
 //! SQS keeps the contract.
 //!
-//! Needs an emulator: `BUQUEUE_TEST_SQS=http://127.0.0.1:19324`. The cases that restart it call the program in
-//! `BUQUEUE_XTASK`, or `cargo xtask`, with the name of the set-up in `BUQUEUE_TEST_SQS_SETUP` (`sqs`).
+//! Needs an emulator: `BUQUEUE_TEST_SQS=http://127.0.0.1:19324`; FIFO queues may be at another one,
+//! `BUQUEUE_TEST_SQS_FIFO`. The cases that restart it call the program in `BUQUEUE_XTASK`, or `cargo xtask`, with the
+//! name of the set-up in `BUQUEUE_TEST_SQS_SETUP` (`sqs`) or `BUQUEUE_TEST_SQS_FIFO_SETUP`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
@@ -25,21 +26,26 @@ struct Fifo(Service);
 
 const LOCALSTACK: &str = "sqs-localstack";
 
-/// Which emulator it is.
-fn set_up() -> String {
-    std::env::var("BUQUEUE_TEST_SQS_SETUP").unwrap_or_else(|_| "sqs".to_owned())
-}
-
 struct Service {
     endpoint: String,
+    /// Which emulator it is.
+    set_up: String,
     suffix: &'static str,
 }
 
 impl Service {
     fn find(suffix: &'static str) -> Result<Self, Skip> {
-        let endpoint =
-            std::env::var("BUQUEUE_TEST_SQS").map_err(|_| Skip::new("BUQUEUE_TEST_SQS is not set"))?;
-        Ok(Self { endpoint: endpoint.trim_end_matches('/').to_owned(), suffix })
+        let own = |variable: &str| std::env::var(variable).ok().filter(|_| !suffix.is_empty());
+        let endpoint = match own("BUQUEUE_TEST_SQS_FIFO") {
+            Some(endpoint) => endpoint,
+            None => {
+                std::env::var("BUQUEUE_TEST_SQS").map_err(|_| Skip::new("BUQUEUE_TEST_SQS is not set"))?
+            }
+        };
+        let set_up = own("BUQUEUE_TEST_SQS_FIFO_SETUP")
+            .or_else(|| std::env::var("BUQUEUE_TEST_SQS_SETUP").ok())
+            .unwrap_or_else(|| "sqs".to_owned());
+        Ok(Self { endpoint: endpoint.trim_end_matches('/').to_owned(), set_up, suffix })
     }
 
     fn url(&self, setup: &Setup) -> String {
@@ -67,11 +73,8 @@ impl Service {
     }
 
     async fn restart(&self) -> Hook<()> {
-        let setup = std::env::var("BUQUEUE_TEST_SQS_SETUP").unwrap_or_else(|_| "sqs".to_owned());
-        if setup != "sqs" {
-            return Err(Excluded::new(
-                "this emulator keeps everything in memory: a restart loses the queues",
-            ));
+        if self.set_up == LOCALSTACK {
+            return Err(Excluded::new("LocalStack keeps everything in memory: a restart loses the queues"));
         }
         let program = std::env::var("BUQUEUE_XTASK");
         let mut command = match &program {
@@ -84,7 +87,7 @@ impl Service {
         };
         // Given an endpoint, it would take the service for somebody else's.
         let output =
-            command.args(["brokers", "restart", &setup]).env_remove("BUQUEUE_TEST_SQS").output().await;
+            command.args(["brokers", "restart", &self.set_up]).env_remove("BUQUEUE_TEST_SQS").output().await;
         let output = output.unwrap_or_else(|error| panic!("cannot restart the broker: {error}"));
         assert!(output.status.success(), "restart: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
@@ -148,7 +151,7 @@ impl Service {
             "dedup::schedules_as_well" if fifo => {
                 Err(Excluded::new("SQS deduplicates a scheduled message when it is due, not when it is sent"))
             }
-            "ack::extend_keeps_it_away" if fifo && set_up() == LOCALSTACK => Err(Excluded::new(
+            "ack::extend_keeps_it_away" if fifo && self.set_up == LOCALSTACK => Err(Excluded::new(
                 "LocalStack measures a FIFO queue's receipts from the receive, and forgets that they were extended",
             )),
             _ => Ok(()),

@@ -22,9 +22,10 @@ pub fn command(arguments: &[String]) -> Result<()> {
         broker @ ("nats" | "rabbitmq" | "redis" | "sqs") => {
             // The faster of the two emulators; neither tells how fast SQS is.
             let broker = if broker == "sqs" { "sqs-localstack" } else { broker };
-            command.envs(
-                brokers::up(&[broker])?.into_iter().map(|endpoint| (endpoint.variable, endpoint.value)),
-            );
+            command.envs(brokers::up(&[broker])?.into_iter().map(|endpoint| {
+                let variable = endpoint.variable.trim_end_matches("_FIFO");
+                (variable, endpoint.value)
+            }));
         }
         other => bail!("no benchmark {other:?}; {ARGUMENTS}"),
     }

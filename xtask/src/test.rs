@@ -36,6 +36,7 @@ const BROKERS: &[&str] = &[
     "nats-auth",
     "rabbitmq",
     "sqs",
+    "sqs-localstack",
 ];
 
 /// The packages with a conformance suite.
@@ -155,7 +156,10 @@ fn set_ups(broker: Option<&str>, version: Option<&str>) -> Result<Vec<String>> {
     }
     let extras =
         BROKERS.iter().filter(|name| name.strip_prefix(broker).is_some_and(|rest| rest.starts_with('-')));
-    Ok(std::iter::once(own).chain(extras.map(|name| (*name).to_owned())).collect())
+    let mut set_ups: Vec<String> = extras.map(|name| (*name).to_owned()).collect();
+    set_ups.retain(|name| *name != own);
+    set_ups.insert(0, own);
+    Ok(set_ups)
 }
 
 /// Starts the brokers, one after the other, so that one that cannot be had does not hide the others.
@@ -170,10 +174,24 @@ fn brokers_up(report: &mut Report, set_ups: &[String]) -> Result<Vec<Endpoint>> 
                     "BUQUEUE_TEST_NATS" => Some("BUQUEUE_TEST_NATS_SETUP"),
                     "BUQUEUE_TEST_RABBITMQ" => Some("BUQUEUE_TEST_RABBITMQ_SETUP"),
                     "BUQUEUE_TEST_SQS" => Some("BUQUEUE_TEST_SQS_SETUP"),
+                    "BUQUEUE_TEST_SQS_FIFO" => Some("BUQUEUE_TEST_SQS_FIFO_SETUP"),
                     _ => None,
                 });
                 environment.extend(set_up.map(|variable| Endpoint { variable, value: name.clone() }));
                 environment.extend(endpoints);
+                // Asked for as the version, it serves both kinds of queue.
+                if name == "sqs-localstack" && set_ups.first() == Some(name) {
+                    let both = environment.iter().filter_map(|endpoint| {
+                        let variable = match endpoint.variable {
+                            "BUQUEUE_TEST_SQS_FIFO" => "BUQUEUE_TEST_SQS",
+                            "BUQUEUE_TEST_SQS_FIFO_SETUP" => "BUQUEUE_TEST_SQS_SETUP",
+                            _ => return None,
+                        };
+                        Some(Endpoint { variable, value: endpoint.value.clone() })
+                    });
+                    let both: Vec<Endpoint> = both.collect();
+                    environment.extend(both);
+                }
             }
             Err(error) if required => {
                 return Err(error).context(|| format!("{name} cannot be had, and CI is set"));
