@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aws_sdk_sqs::types::{ChangeMessageVisibilityBatchRequestEntry, DeleteMessageBatchRequestEntry};
 use buqueue_core::driver::Lease;
 use buqueue_core::{
-    BuqueueError, Coalescer, ErrorKind, FirstFailures, Mailbox, Message, MessageId, QueueFuture, Result,
+    BuqueueError, ErrorKind, FirstFailures, Mailbox, Message, MessageId, QueueFuture, Result,
 };
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
@@ -18,138 +17,17 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config::LONGEST_VISIBILITY;
-use crate::connection::Link;
-use crate::convert::{self, Clock, Story};
+use crate::convert::{Clock, Story};
 use crate::error;
 use crate::schedule::{HORIZON, Scheduler};
-use crate::sender::BATCH;
+use crate::settle::{Settler, seconds_up};
 
-/// How many settles are gathered while others are on their way: ten requests side by side.
-const GATHERED: usize = 10 * BATCH;
 /// SQS counts its twelve hours from the receive, which is a moment earlier than we know of it.
 const SPARE: Duration = Duration::from_secs(5);
 /// A delay that is longer may end up to a second late.
 const EXACT: Duration = Duration::from_secs(60);
 /// A visibility that ends so soon is not ended by a request.
 const HARDLY: Duration = Duration::from_millis(100);
-
-/// Settles messages of one queue, ten with a request where they come together.
-#[derive(Debug, Clone)]
-pub(crate) struct Settler {
-    delete: Coalescer<String, ()>,
-    hide: Coalescer<(String, i32), ()>,
-}
-
-impl Settler {
-    pub(crate) fn new(link: &Link) -> Self {
-        let (deleting, hiding) = (link.clone(), link.clone());
-        Self {
-            delete: Coalescer::spawn(GATHERED, move |receipts: Vec<String>| {
-                let link = deleting.clone();
-                async move {
-                    let parts = receipts.chunks(BATCH).map(|part| delete(&link, part));
-                    join_all(parts).await.into_iter().flatten().collect()
-                }
-            }),
-            hide: Coalescer::spawn(GATHERED, move |changes: Vec<(String, i32)>| {
-                let link = hiding.clone();
-                async move {
-                    let parts = changes.chunks(BATCH).map(|part| hide(&link, part));
-                    join_all(parts).await.into_iter().flatten().collect()
-                }
-            }),
-        }
-    }
-
-    pub(crate) fn delete(&self, receipt: String) -> impl Future<Output = Result<()>> + Send + use<> {
-        self.delete.submit(receipt)
-    }
-
-    /// Hides it for so long from now, rounded up to seconds; not at all: zero.
-    pub(crate) fn hide(
-        &self,
-        receipt: String,
-        time: Duration,
-    ) -> impl Future<Output = Result<()>> + Send + use<> {
-        let seconds = i32::try_from(seconds_up(time)).unwrap_or(i32::MAX);
-        self.hide.submit((receipt, seconds))
-    }
-}
-
-fn seconds_up(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
-}
-
-async fn delete(link: &Link, receipts: &[String]) -> Vec<Result<()>> {
-    let what = "DeleteMessageBatch";
-    let mut entries = Vec::with_capacity(receipts.len());
-    for (at, receipt) in receipts.iter().enumerate() {
-        match DeleteMessageBatchRequestEntry::builder().id(at.to_string()).receipt_handle(receipt).build() {
-            Ok(entry) => entries.push(entry),
-            Err(error) => return all(receipts.len(), &convert::incomplete(error)),
-        }
-    }
-    let asking = link.client.delete_message_batch().queue_url(&link.queue.whole).set_entries(Some(entries));
-    match asking.send().await {
-        Ok(answer) => {
-            let done = answer.successful().iter().map(|entry| (entry.id(), Ok(())));
-            let failed =
-                answer.failed().iter().map(|entry| (entry.id(), Err(error::from_entry(what, entry))));
-            by_id(what, receipts.len(), done.chain(failed))
-        }
-        Err(refused) => all(receipts.len(), &gone(error::from_sdk(what, refused))),
-    }
-}
-
-async fn hide(link: &Link, changes: &[(String, i32)]) -> Vec<Result<()>> {
-    let what = "ChangeMessageVisibilityBatch";
-    let mut entries = Vec::with_capacity(changes.len());
-    for (at, (receipt, seconds)) in changes.iter().enumerate() {
-        let entry = ChangeMessageVisibilityBatchRequestEntry::builder()
-            .id(at.to_string())
-            .receipt_handle(receipt)
-            .visibility_timeout(*seconds)
-            .build();
-        match entry {
-            Ok(entry) => entries.push(entry),
-            Err(error) => return all(changes.len(), &convert::incomplete(error)),
-        }
-    }
-    let asking =
-        link.client.change_message_visibility_batch().queue_url(&link.queue.whole).set_entries(Some(entries));
-    match asking.send().await {
-        Ok(answer) => {
-            let done = answer.successful().iter().map(|entry| (entry.id(), Ok(())));
-            let failed =
-                answer.failed().iter().map(|entry| (entry.id(), Err(error::from_entry(what, entry))));
-            by_id(what, changes.len(), done.chain(failed))
-        }
-        Err(refused) => all(changes.len(), &gone(error::from_sdk(what, refused))),
-    }
-}
-
-fn by_id<'a>(
-    what: &str,
-    count: usize,
-    answers: impl Iterator<Item = (&'a str, Result<()>)>,
-) -> Vec<Result<()>> {
-    let mut outcomes: Vec<Result<()>> = (0..count).map(|_| Err(error::unanswered(what))).collect();
-    for (id, outcome) in answers {
-        if let Some(place) = id.parse::<usize>().ok().and_then(|at| outcomes.get_mut(at)) {
-            *place = outcome.map_err(gone);
-        }
-    }
-    outcomes
-}
-
-fn all(count: usize, error: &BuqueueError) -> Vec<Result<()>> {
-    (0..count).map(|_| Err(error.again())).collect()
-}
-
-/// With the queue, its messages are gone, and ours with them.
-fn gone(error: BuqueueError) -> BuqueueError {
-    if error.kind == ErrorKind::NotFound { expired("the queue is gone") } else { error }
-}
 
 /// How often messages were given back that nobody has seen: SQS counts them, we do not.
 #[derive(Debug, Default)]
@@ -442,7 +320,7 @@ impl Lease for Delivered {
     }
 }
 
-fn expired(fact: &'static str) -> BuqueueError {
+pub(crate) fn expired(fact: &'static str) -> BuqueueError {
     BuqueueError::new(ErrorKind::LeaseExpired, fact)
 }
 

@@ -106,6 +106,7 @@ mod producer;
 mod reader;
 mod schedule;
 mod sender;
+mod settle;
 mod topology;
 
 pub use backend::SqsBackend;

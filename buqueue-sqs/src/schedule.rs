@@ -16,9 +16,10 @@ use tokio::task::JoinSet;
 use crate::config::{QueueUrl, SqsOptions};
 use crate::convert::{Beside, Incoming, Outgoing, Story, Wait};
 use crate::error;
-use crate::lease::{Session, Settler};
+use crate::lease::Session;
 use crate::reader::receive;
 use crate::sender::{BATCH, Sender};
+use crate::settle::Settler;
 use crate::topology::{self, Standing};
 
 /// How far ahead a schedule reaches.
