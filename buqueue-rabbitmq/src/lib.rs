@@ -54,9 +54,10 @@
 //! on by hand; it holds up nobody. A scheduled message lies in the level queue of its highest bit, where the broker's own
 //! tools can get or purge it.
 //!
-//! A broker that starts while a message is due may find no exchange yet to bring it to (seen on 3.10.8), and then holds
-//! up that level for `dead_letter_worker_publisher_confirm_timeout`: three minutes, unless its `advanced.config` says
-//! less. Five seconds do no harm.
+//! A broker that starts while a message is due may find no exchange yet to bring it to (seen on 3.10.8), and messages for
+//! a queue that is deleted in the very moment in which they are due may get no answer (seen on 3.10.8 and 4.0.5). The
+//! broker then holds up that level for `dead_letter_worker_publisher_confirm_timeout`: three minutes, unless its
+//! `advanced.config` says less. Five seconds do no harm.
 //!
 //! With a topic or direct exchange, a scheduled message comes to the queues that buqueue consumers have bound to that
 //! exchange, by the same binding keys; with a fanout or headers exchange, to all queues that are bound.
