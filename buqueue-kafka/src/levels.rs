@@ -1,0 +1,57 @@
+//! Where a delayed record waits: in the partition of the delay topic whose records all wait equally long. No I/O.
+//!
+//! Level 0 waits for what is left, a quarter of a second at most; each next one waits twice as long as the one before. A
+//! record goes to the highest level that does not wait too long, and from there to the highest that does not wait too long
+//! for the rest. All records of a level wait equally long, so the first of them is always due first, and nobody waits behind
+//! another.
+
+use std::time::Duration;
+
+/// How long the records of level 1 wait.
+const SHORTEST: Duration = Duration::from_millis(256);
+/// The highest waits for a year and more.
+pub(crate) const LEVELS: i32 = 28;
+
+/// How long the records of a level wait; level 0 waits for the rest of each.
+pub(crate) fn span(level: i32) -> Duration {
+    match u32::try_from(level) {
+        Ok(0) | Err(_) => Duration::ZERO,
+        Ok(level) => SHORTEST * 2_u32.pow((level - 1).min(26)),
+    }
+}
+
+/// The level for a record that has so long to wait.
+pub(crate) fn level(left: Duration) -> i32 {
+    (1..LEVELS).rev().find(|level| span(*level) <= left).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_reach_beyond_a_year() {
+        assert!(span(LEVELS - 1) > Duration::from_secs(190 * 24 * 60 * 60));
+        assert!(span(LEVELS - 1) * 2 > Duration::from_secs(365 * 24 * 60 * 60));
+        for level in 2..LEVELS {
+            assert_eq!(span(level), span(level - 1) * 2);
+        }
+    }
+
+    #[test]
+    fn nobody_waits_too_long_and_everybody_arrives() {
+        let day = Duration::from_secs(24 * 60 * 60);
+        for left in [Duration::ZERO, Duration::from_millis(1), SHORTEST, Duration::from_secs(30), day, 365 * day, 5000 * day] {
+            let (mut rest, mut hops) = (left, 0);
+            while level(rest) > 0 {
+                let waits = span(level(rest));
+                assert!(waits <= rest, "{left:?}");
+                rest -= waits;
+                hops += 1;
+            }
+            assert!(rest < SHORTEST, "{left:?}");
+            // Once at each level, and at the highest for what is beyond it.
+            assert!(hops <= 28 + left.as_secs() / span(LEVELS - 1).as_secs(), "{left:?}: {hops}");
+        }
+    }
+}

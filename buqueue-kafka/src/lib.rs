@@ -1,0 +1,4 @@
+//! The Kafka backend of buqueue.
+mod levels;
+mod metadata;
+mod tracker;

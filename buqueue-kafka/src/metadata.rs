@@ -1,0 +1,144 @@
+//! The metadata of a commit: which records above the committed offset are not done, and how often they have been tried.
+//! No I/O.
+//!
+//! `bq1:` and base64 of numbers of seven bits a byte: how far was read, and then for each open record its distance from
+//! the one before and its attempts. A broker takes 4096 bytes by default (`offset.metadata.max.bytes`).
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+
+/// The most characters of a commit's metadata.
+pub(crate) const MAX_CHARS: usize = 4096;
+const PREFIX: &str = "bq1:";
+
+/// What is known about a partition when it is committed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// The offset that is committed: everything below is done.
+    pub(crate) next: i64,
+    /// Everything below was read.
+    pub(crate) read_to: i64,
+    /// What was read and is not done, with the attempts that were made.
+    pub(crate) open: BTreeMap<i64, u32>,
+}
+
+impl Position {
+    /// As text; empty when there is nothing to say.
+    pub(crate) fn encode(&self) -> String {
+        if self.open.is_empty() && self.read_to <= self.next {
+            return String::new();
+        }
+        let mut bytes = Vec::with_capacity(2 + 2 * self.open.len());
+        push(&mut bytes, distance(self.next, self.read_to));
+        let mut last = self.next;
+        for (&offset, &attempts) in &self.open {
+            push(&mut bytes, distance(last, offset));
+            push(&mut bytes, u64::from(attempts));
+            last = offset;
+        }
+        let mut text = PREFIX.to_owned();
+        STANDARD_NO_PAD.encode_string(bytes, &mut text);
+        text
+    }
+
+    /// From a commit. What cannot be read was written by somebody else, and says nothing.
+    pub(crate) fn decode(next: i64, metadata: &str) -> Self {
+        let fresh = Self { next, read_to: next, open: BTreeMap::new() };
+        let Some(bytes) = metadata.strip_prefix(PREFIX).and_then(|text| STANDARD_NO_PAD.decode(text).ok()) else {
+            return fresh;
+        };
+        Self::read(next, &bytes).unwrap_or(fresh)
+    }
+
+    fn read(next: i64, mut bytes: &[u8]) -> Option<Self> {
+        let read_to = next.checked_add_unsigned(pull(&mut bytes)?)?;
+        let mut open = BTreeMap::new();
+        let mut last = next;
+        while !bytes.is_empty() {
+            last = last.checked_add_unsigned(pull(&mut bytes)?)?;
+            let attempts = u32::try_from(pull(&mut bytes)?).ok()?;
+            if last >= read_to || open.insert(last, attempts).is_some() {
+                return None;
+            }
+        }
+        Some(Self { next, read_to, open })
+    }
+
+    /// Whether it fits, also with some more open records behind.
+    pub(crate) fn has_room(&self) -> bool {
+        // Three bytes for each is what a record takes that is up to 16 000 behind the one before, and was tried often.
+        const MORE: usize = 64 * 3 * 4 / 3;
+        self.encode().len() + MORE <= MAX_CHARS
+    }
+}
+
+fn distance(from: i64, to: i64) -> u64 {
+    u64::try_from(to.saturating_sub(from)).unwrap_or(0)
+}
+
+fn push(bytes: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        bytes.push(low_bits(number) | 0x80);
+        number >>= 7;
+    }
+    bytes.push(low_bits(number));
+}
+
+fn low_bits(number: u64) -> u8 {
+    u8::try_from(number & 0x7f).unwrap_or(0)
+}
+
+fn pull(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0_u64;
+    for shift in (0..70).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        number |= u64::from(byte & 0x7f).checked_shl(shift)?;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(next: i64, read_to: i64, open: &[(i64, u32)]) -> Position {
+        Position { next, read_to, open: open.iter().copied().collect() }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for position in [
+            position(0, 0, &[]),
+            position(7, 7, &[]),
+            position(7, 9, &[(7, 0)]),
+            position(5, 1_000_000, &[(5, 1), (6, 0), (300, 12), (999_999, 4_000_000_000)]),
+            position(i64::MAX - 10, i64::MAX, &[(i64::MAX - 1, u32::MAX)]),
+        ] {
+            let text = position.encode();
+            assert_eq!(Position::decode(position.next, &text), position, "{text}");
+        }
+        assert_eq!(position(7, 7, &[]).encode(), "");
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_says_nothing() {
+        for text in ["", "text", "bq1:", "bq1:!", "bq1:gA", "bq2:AAA", "bq1:AQEB", "bq1:////////////////"] {
+            assert_eq!(Position::decode(3, text), position(3, 3, &[]), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_open_records_fit() {
+        let many = Position { next: 0, read_to: 2000, open: (0..1000).map(|n| (n * 2, 1)).collect() };
+        assert!(many.encode().len() <= MAX_CHARS, "{}", many.encode().len());
+        assert!(many.has_room());
+        let far = Position { next: 0, read_to: 1 << 40, open: (0..1000).map(|n| (n << 24, 1)).collect() };
+        assert!(!far.has_room());
+    }
+}
