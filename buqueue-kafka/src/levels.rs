@@ -7,6 +7,8 @@
 
 use std::time::Duration;
 
+/// How far ahead a schedule reaches.
+pub(crate) const HORIZON: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// How long the records of level 1 wait.
 const SHORTEST: Duration = Duration::from_millis(256);
 /// The highest waits for a year and more.
@@ -41,7 +43,15 @@ mod tests {
     #[test]
     fn nobody_waits_too_long_and_everybody_arrives() {
         let day = Duration::from_secs(24 * 60 * 60);
-        for left in [Duration::ZERO, Duration::from_millis(1), SHORTEST, Duration::from_secs(30), day, 365 * day, 5000 * day] {
+        for left in [
+            Duration::ZERO,
+            Duration::from_millis(1),
+            SHORTEST,
+            Duration::from_secs(30),
+            day,
+            365 * day,
+            5000 * day,
+        ] {
             let (mut rest, mut hops) = (left, 0);
             while level(rest) > 0 {
                 let waits = span(level(rest));

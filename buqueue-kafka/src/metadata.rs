@@ -46,7 +46,8 @@ impl Position {
     /// From a commit. What cannot be read was written by somebody else, and says nothing.
     pub(crate) fn decode(next: i64, metadata: &str) -> Self {
         let fresh = Self { next, read_to: next, open: BTreeMap::new() };
-        let Some(bytes) = metadata.strip_prefix(PREFIX).and_then(|text| STANDARD_NO_PAD.decode(text).ok()) else {
+        let Some(bytes) = metadata.strip_prefix(PREFIX).and_then(|text| STANDARD_NO_PAD.decode(text).ok())
+        else {
             return fresh;
         };
         Self::read(next, &bytes).unwrap_or(fresh)

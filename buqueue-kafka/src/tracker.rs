@@ -76,6 +76,22 @@ impl Tracker {
         }
     }
 
+    /// The attempt has failed, and the record is to be handled again.
+    pub(crate) fn fail(&mut self, offset: i64) -> bool {
+        match self.open.get_mut(&offset) {
+            Some(open) => {
+                *open = Open { attempts: open.attempts.saturating_add(1), started: false };
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Where reading goes on.
+    pub(crate) fn next(&self) -> i64 {
+        self.next
+    }
+
     /// It comes back unseen.
     pub(crate) fn unstart(&mut self, offset: i64) {
         if let Some(open) = self.open.get_mut(&offset) {

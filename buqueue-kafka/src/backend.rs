@@ -1,0 +1,145 @@
+//! Connecting: validation, the topics, the group, and what can be promised.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use buqueue_core::{BuqueueError, Capabilities, ErrorKind, Feature, Limits, QueueBuilder, Result, driver};
+use tokio::time::timeout;
+
+use crate::config::{KafkaConfig, KafkaOptions};
+use crate::consumer::KafkaConsumer;
+use crate::delay;
+use crate::levels::HORIZON;
+use crate::producer::KafkaProducer;
+use crate::publisher::Publisher;
+use crate::reader::Reader;
+use crate::session::Session;
+use crate::topology::Topology;
+
+/// The brokers' default for a batch of records, and a little less for what a record has beside its value.
+const MAX_PAYLOAD: usize = 1_000_000;
+
+/// Apache Kafka.
+#[derive(Debug, Clone, Copy)]
+pub enum KafkaBackend {}
+
+impl KafkaBackend {
+    /// Starts building producers and consumers of the topic that `config` names.
+    pub fn builder(config: KafkaConfig) -> QueueBuilder<Self> {
+        QueueBuilder::new(KafkaOptions::new(config))
+    }
+}
+
+impl driver::Backend for KafkaBackend {
+    const NAME: &'static str = "kafka";
+    type Config = KafkaOptions;
+    type Producer = KafkaProducer;
+    type Consumer = KafkaConsumer;
+
+    fn capabilities(_options: &KafkaOptions) -> Capabilities {
+        Capabilities::native(Self::NAME)
+            .emulated(
+                Feature::ScheduledDelivery,
+                "a topic whose partitions wait for different times, from where running consumers send on what is due",
+            )
+            .emulated(Feature::DelayedRetry, "a copy waits as schedules do, and comes back by a topic of the group")
+            .emulated(Feature::DeadLetters, "sent to another topic, then done")
+            .emulated(Feature::DeliveryCount, "kept in the metadata of the group's commits")
+            .unsupported(Feature::Deduplication, "the id arrives; Kafka does not look at it")
+            .unsupported(Feature::Lease, "a message belongs to who owns its partition, for as long as it does")
+            .with_limits(Limits {
+                payload_bytes: Some(MAX_PAYLOAD),
+                schedule_horizon: Some(HORIZON),
+                ..Limits::default()
+            })
+    }
+
+    fn destination(options: &KafkaOptions) -> String {
+        options.config.topic.clone()
+    }
+
+    fn redirect(options: &KafkaOptions, destination: &str) -> KafkaOptions {
+        let mut redirected = options.clone();
+        destination.clone_into(&mut redirected.config.topic);
+        redirected
+    }
+
+    async fn connect_producer(options: &KafkaOptions) -> Result<KafkaProducer> {
+        options.validate(false)?;
+        in_time(options, async {
+            Topology::new(options)?.ensure_topic().await?;
+            Ok(KafkaProducer::new(Publisher::new(options)?, options))
+        })
+        .await
+    }
+
+    async fn connect_consumer(options: &KafkaOptions) -> Result<KafkaConsumer> {
+        options.validate(true)?;
+        in_time(options, async {
+            let topology = Topology::new(options)?;
+            topology.ensure_topic().await?;
+            topology.ensure_retry_topic().await?;
+            topology.ensure_delay_topic().await?;
+            let session = Arc::new(Session::new(options.clone(), Publisher::new(options)?));
+            let mut assignments = Reader::start(&session)?;
+            let closing = CloseUnlessDone(Some(Arc::clone(&session)));
+            // The start is fixed with the first assignment.
+            let assigned = assignments.wait_for(|count| *count > 0).await;
+            assigned.map_err(|_| crate::error::lost("joining the group"))?;
+            let stop = Arc::new(AtomicBool::new(false));
+            let (forwarded, stopped) = (options.clone(), Arc::clone(&stop));
+            let spawned = std::thread::Builder::new()
+                .name("buqueue-kafka-delay".to_owned())
+                .spawn(move || delay::forward(&forwarded, &stopped));
+            spawned.map_err(|error| {
+                let kind =
+                    ErrorKind::BackendSpecific { code: "thread".to_owned(), message: error.to_string() };
+                BuqueueError::new(kind, "the forwarder's thread cannot be started")
+            })?;
+            closing.done();
+            Ok(KafkaConsumer::new(session, Stop(stop)))
+        })
+        .await
+    }
+}
+
+/// Ends the forwarder when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// A build that is cut off leaves nothing running.
+struct CloseUnlessDone(Option<Arc<Session>>);
+
+impl CloseUnlessDone {
+    fn done(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CloseUnlessDone {
+    fn drop(&mut self) {
+        if let Some(session) = &self.0 {
+            session.close();
+        }
+    }
+}
+
+async fn in_time<T>(options: &KafkaOptions, connecting: impl Future<Output = Result<T>>) -> Result<T> {
+    match timeout(options.connection_timeout + Duration::from_millis(100), connecting).await {
+        Ok(Err(error)) if error.kind == ErrorKind::Timeout => {
+            Err(BuqueueError::new(ErrorKind::ConnectionLost, error.message().to_owned()).with_source(error))
+        }
+        Ok(connected) => connected,
+        Err(_) => {
+            let fact = format!("no broker answered within {:?}", options.connection_timeout);
+            Err(BuqueueError::new(ErrorKind::ConnectionLost, fact))
+        }
+    }
+}

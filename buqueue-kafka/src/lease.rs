@@ -1,0 +1,113 @@
+//! The lease on one message: the ownership of its partition.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use buqueue_core::driver::Lease;
+use buqueue_core::{Message, MessageId, QueueFuture, Result};
+use chrono::Utc;
+
+use crate::convert::{Delayed, Story};
+use crate::levels;
+use crate::publisher::To;
+use crate::session::{Held, Session};
+
+/// A message that is handed out.
+pub(crate) struct Delivered {
+    session: Arc<Session>,
+    held: Held,
+    settled: AtomicBool,
+}
+
+impl Delivered {
+    pub(crate) fn new(session: Arc<Session>, held: Held) -> Self {
+        Self { session, held, settled: AtomicBool::new(false) }
+    }
+
+    /// Once.
+    fn settled(&self) {
+        if !self.settled.swap(true, Ordering::AcqRel) {
+            self.session.came_back();
+        }
+    }
+
+    fn again(&self, counted: bool) -> Result<()> {
+        let outcome = self.session.again(&self.held, counted);
+        self.settled();
+        outcome
+    }
+
+    /// A copy waits, and when it is accepted the original is done.
+    async fn later(&self, after: Duration) -> Result<()> {
+        let (session, held) = (Arc::clone(&self.session), self.held.clone());
+        // Once begun it is brought to its end, or there would be two of it.
+        let moving = self.session.runtime.spawn(async move {
+            session.check(held.place)?;
+            let story = Story {
+                failures: held.delivery_count(),
+                first_failed_at: Some(session.first_failure(&held)),
+            };
+            let after = after.min(levels::HORIZON);
+            let due = Utc::now()
+                .timestamp_millis()
+                .saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX))
+                + 1;
+            let delayed = Delayed { due, target: session.options.retry_topic() };
+            let topic = session.options.delay_topic();
+            let to = To { topic: &topic, partition: Some(levels::level(after)) };
+            session.publisher.send(to, &held.message, story, Some(&delayed)).await?;
+            session.finish(held.place)
+        });
+        let moved = moving.await.unwrap_or_else(|_| Err(crate::error::lost("nack_after")));
+        if moved.is_err() {
+            // It could not be sent on: it comes back at once, rather than never.
+            let _lost_with_its_partition = self.session.again(&self.held, true).is_err();
+        }
+        self.settled();
+        moved
+    }
+}
+
+impl Lease for Delivered {
+    fn message(&self, _index: u32) -> &Message {
+        &self.held.message
+    }
+
+    fn message_id(&self, _index: u32) -> MessageId {
+        format!("{}-{}", self.held.place.slot.partition, self.held.place.offset).into()
+    }
+
+    fn ack(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
+        let outcome = self.session.finish(self.held.place);
+        self.settled();
+        QueueFuture::ready(outcome)
+    }
+
+    fn nack(&self, _index: u32, after: Duration) -> QueueFuture<'_, Result<()>> {
+        self.session.first_failure(&self.held);
+        if after.is_zero() {
+            return QueueFuture::ready(self.again(true));
+        }
+        QueueFuture::pending(self.later(after))
+    }
+
+    fn release(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
+        QueueFuture::ready(self.again(false))
+    }
+
+    fn extend(&self, _index: u32, _by: Duration) -> QueueFuture<'_, Result<()>> {
+        QueueFuture::ready(self.session.check(self.held.place))
+    }
+
+    fn abandon(&self, _index: u32) {
+        self.session.first_failure(&self.held);
+        let _lost_with_its_partition = self.again(true).is_err();
+    }
+}
+
+impl Drop for Delivered {
+    fn drop(&mut self) {
+        self.settled();
+    }
+}
