@@ -35,13 +35,12 @@ const FAST: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(300);
 /// How long a consumer that is gone stays a member for the sake of deliveries that are not settled.
 const GHOST: Duration = Duration::from_secs(60);
-/// How long closing waits for the last commit.
-const LAST_COMMIT: Duration = Duration::from_secs(2);
+/// How often the last commit is tried.
+const LAST_COMMITS: u32 = 3;
 
 /// What the client calls back.
 pub(crate) struct Group {
     session: Arc<Session>,
-    committed: Mutex<Option<KafkaResult<()>>>,
     failure: Mutex<Option<BuqueueError>>,
     /// Grows with every assignment.
     assignments: watch::Sender<u64>,
@@ -49,12 +48,7 @@ pub(crate) struct Group {
 
 impl Group {
     pub(crate) fn new(session: Arc<Session>) -> Self {
-        Self {
-            session,
-            committed: Mutex::default(),
-            failure: Mutex::default(),
-            assignments: watch::channel(0).0,
-        }
+        Self { session, failure: Mutex::default(), assignments: watch::channel(0).0 }
     }
 
     fn name(&self, topic: Topic) -> String {
@@ -162,11 +156,6 @@ impl ConsumerContext for Group {
         }
         self.session.wake();
     }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _offsets: &TopicPartitionList) {
-        *lock(&self.committed) = Some(result);
-        self.session.wake();
-    }
 }
 
 fn add(list: &mut TopicPartitionList, topic: &str, partition: i32, position: &Position) -> KafkaResult<()> {
@@ -180,8 +169,6 @@ fn add(list: &mut TopicPartitionList, topic: &str, partition: i32, position: &Po
 pub(crate) struct Reader {
     consumer: BaseConsumer<Group>,
     session: Arc<Session>,
-    /// A commit is under way, and after it these are handed out.
-    committing: Option<Vec<Held>>,
     committed_at: Instant,
     not_before: Instant,
     backoff: Backoff,
@@ -221,7 +208,6 @@ impl Reader {
         let reader = Self {
             consumer,
             session: Arc::clone(session),
-            committing: None,
             committed_at: now,
             not_before: now,
             backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(2)),
@@ -252,7 +238,6 @@ impl Reader {
 
     fn step(&mut self) {
         self.take_in();
-        self.hear_of_the_commit();
         self.flow();
         self.hand_over();
         self.answer_looks();
@@ -282,28 +267,6 @@ impl Reader {
         self.session.wake();
     }
 
-    fn hear_of_the_commit(&mut self) {
-        let Some(outcome) = lock(&self.consumer.context().committed).take() else { return };
-        let started = self.committing.take().unwrap_or_default();
-        match outcome {
-            Ok(()) => {
-                self.backoff.reset();
-                // Those whose partition has gone meanwhile are somebody else's.
-                let ours = started.into_iter().filter(|held| self.session.check(held.place).is_ok());
-                let ours: Vec<Held> = ours.collect();
-                if !ours.is_empty() {
-                    self.session.mailbox.push_all(ours);
-                }
-            }
-            Err(error) => {
-                self.session.unstart(started);
-                self.session.commit_again();
-                self.not_before = Instant::now() + self.backoff.next_delay();
-                self.consumer.context().note(error::from_client("commit", error));
-            }
-        }
-    }
-
     /// Reads no more than is wanted.
     fn flow(&mut self) {
         let (unfinished, most) = (self.session.unfinished(), self.session.options.max_in_flight);
@@ -323,7 +286,7 @@ impl Reader {
 
     /// Hands over what is wanted, once a commit has told of it; commits what was settled.
     fn hand_over(&mut self) {
-        if self.committing.is_some() || Instant::now() < self.not_before {
+        if Instant::now() < self.not_before {
             return;
         }
         let wishes = self.session.mailbox.wishes();
@@ -340,10 +303,17 @@ impl Reader {
         if started.is_empty() && self.committed_at.elapsed() < COMMIT_EVERY {
             return;
         }
-        match self.commit(CommitMode::Async) {
-            Ok(true) => self.committing = Some(started),
-            // Nothing to say.
-            Ok(false) => self.session.mailbox.push_all(started),
+        // It blocks, and meanwhile the client fetches on.
+        match self.commit() {
+            Ok(()) => {
+                self.backoff.reset();
+                // Those whose partition has gone meanwhile are somebody else's.
+                let ours: Vec<Held> =
+                    started.into_iter().filter(|held| self.session.check(held.place).is_ok()).collect();
+                if !ours.is_empty() {
+                    self.session.mailbox.push_all(ours);
+                }
+            }
             Err(error) => {
                 self.session.unstart(started);
                 self.session.commit_again();
@@ -353,18 +323,17 @@ impl Reader {
         }
     }
 
-    /// Whether there was something to commit.
-    fn commit(&mut self, mode: CommitMode) -> KafkaResult<bool> {
+    fn commit(&mut self) -> KafkaResult<()> {
         self.committed_at = Instant::now();
         let positions = self.session.to_commit();
         if positions.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
         let mut list = TopicPartitionList::with_capacity(positions.len());
         for (slot, position) in &positions {
             add(&mut list, &self.consumer.context().name(slot.topic), slot.partition, position)?;
         }
-        self.consumer.commit(&list, mode).map(|()| true)
+        self.consumer.commit(&list, CommitMode::Sync)
     }
 
     /// A look is answered when everything was read that was there when it was asked.
@@ -391,7 +360,7 @@ impl Reader {
         }
         let Some(Look { number, until, ends }) = &self.look else { return };
         let read = ends.iter().all(|(slot, end)| self.session.next(*slot).is_none_or(|next| next >= *end));
-        let idle = self.committing.is_none() && !self.session.has_waiting();
+        let idle = !self.session.has_waiting();
         if (read || Instant::now() >= *until) && idle {
             self.session.mailbox.answer(*number);
             self.look = None;
@@ -405,34 +374,21 @@ impl Reader {
     fn finish(mut self) {
         let deadline = Instant::now() + GHOST;
         self.give_back();
-        let last = Instant::now() + LAST_COMMIT;
-        let mut finished = false;
-        loop {
+        while self.session.is_out() && Instant::now() < deadline {
+            // Whoever closes does not wait for deliveries; what becomes of them is committed all the same.
+            self.session.mailbox.finish();
             self.take_in();
-            self.hear_of_the_commit();
-            self.give_back();
-            if self.committing.is_none() && Instant::now() >= self.not_before {
-                match self.commit(CommitMode::Async) {
-                    Ok(true) => self.committing = Some(Vec::new()),
-                    Ok(false) => {}
-                    Err(_) => self.not_before = Instant::now() + self.backoff.next_delay(),
-                }
+            if self.committed_at.elapsed() >= COMMIT_EVERY && self.commit().is_err() {
+                self.session.commit_again();
             }
-            let out = self.session.is_out();
-            if self.committing.is_none() && !out {
+            self.session.sleep(IDLE);
+        }
+        for _ in 0..LAST_COMMITS {
+            if self.commit().is_ok() {
                 break;
             }
-            if out && !finished {
-                // Whoever closes does not wait for deliveries; they are settled by this thread all the same.
-                self.session.mailbox.finish();
-                finished = true;
-            }
-            if Instant::now() >= if out { deadline } else { last.max(Instant::now()) }
-                && Instant::now() >= last
-            {
-                break;
-            }
-            self.session.sleep(Duration::from_millis(20));
+            self.session.commit_again();
+            std::thread::sleep(self.backoff.next_delay());
         }
         let session = Arc::clone(&self.session);
         for slot in session.slots() {

@@ -52,9 +52,7 @@ impl Topology {
 
     async fn ensure(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<i32> {
         let deadline = Instant::now() + self.options.connection_timeout;
-        if let Some(count) = self.partitions(topic).await? {
-            return Ok(count);
-        }
+        // Asked about first, it would be created by that, as the broker likes.
         let copies = self.options.config.replication_factor.map_or(-1, i32::from);
         let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(copies));
         for (key, value) in settings {
@@ -66,6 +64,13 @@ impl Topology {
         for outcome in created {
             match outcome {
                 Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                // There it may be all the same.
+                Err((_, code)) if error::classify(code) == ErrorKind::AuthenticationFailed => {
+                    return self.partitions(topic).await?.ok_or_else(|| {
+                        let fact = format!("topic {topic:?} does not exist, and may not be created");
+                        BuqueueError::new(ErrorKind::NotFound, fact)
+                    });
+                }
                 Err((_, code)) => {
                     let kind = error::classify(code);
                     let fact = format!("topic {topic:?} does not exist, and cannot be created: {code}");
