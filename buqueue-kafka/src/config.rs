@@ -329,6 +329,8 @@ impl KafkaOptions {
         producer
             .set("enable.idempotence", "true")
             .set("acks", "all")
+            // The brokers' own limit counts; theirs is 1 MiB by default, for the whole record.
+            .set("message.max.bytes", "100000000")
             // Nothing waits for company: what is sent together is together already.
             .set("linger.ms", "0")
             .set("message.timeout.ms", self.request_timeout.as_millis().to_string())
