@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use crate::config::{KafkaConfig, KafkaOptions};
 use crate::consumer::KafkaConsumer;
 use crate::delay;
+use crate::later::Later;
 use crate::levels::HORIZON;
 use crate::producer::KafkaProducer;
 use crate::publisher::Publisher;
@@ -80,8 +81,8 @@ impl driver::Backend for KafkaBackend {
             let topology = Topology::new(options)?;
             topology.ensure_topic().await?;
             topology.ensure_retry_topic().await?;
-            topology.ensure_delay_topic().await?;
-            let session = Arc::new(Session::new(options.clone(), Publisher::new(options)?));
+            let later = Later::new(Publisher::new(options)?, options);
+            let session = Arc::new(Session::new(options.clone(), later));
             let mut assignments = Reader::start(&session)?;
             let closing = CloseUnlessDone(Some(Arc::clone(&session)));
             // The start is fixed with the first assignment.

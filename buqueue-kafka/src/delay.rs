@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use buqueue_core::{Backoff, Message, Result, unique_id};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{Offset, Timestamp, TopicPartitionList};
@@ -63,6 +63,8 @@ fn forwarding(options: &KafkaOptions, stop: &AtomicBool, backoff: &mut Backoff) 
         .set("session.timeout.ms", "10000")
         .set("heartbeat.interval.ms", "1000")
         .set("fetch.wait.max.ms", "100")
+        // The topic comes with the first message that waits.
+        .set("topic.metadata.refresh.interval.ms", "1000")
         .set("allow.auto.create.topics", "false");
     let consumer: BaseConsumer = settings.create().map_err(client)?;
     let mut settings = options.producer();
@@ -100,6 +102,7 @@ fn forwarding(options: &KafkaOptions, stop: &AtomicBool, backoff: &mut Backoff) 
                     pause_one(&consumer, &topic, level, true).map_err(client)?;
                 }
             }
+            Some(Err(error)) if is_missing(&error) => {}
             Some(Err(error)) => return Err(client(error)),
             None => {}
         }
@@ -115,6 +118,14 @@ fn forwarding(options: &KafkaOptions, stop: &AtomicBool, backoff: &mut Backoff) 
         }
     }
     Ok(())
+}
+
+/// There is no such topic yet.
+fn is_missing(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic)
+    )
 }
 
 fn partitions(consumer: &BaseConsumer) -> std::result::Result<Vec<i32>, KafkaError> {

@@ -8,9 +8,8 @@ use buqueue_core::driver::Lease;
 use buqueue_core::{Message, MessageId, QueueFuture, Result};
 use chrono::Utc;
 
-use crate::convert::{Delayed, Story};
-use crate::levels;
-use crate::publisher::To;
+use crate::convert::Story;
+use crate::levels::HORIZON;
 use crate::session::{Held, Session};
 
 /// A message that is handed out.
@@ -48,15 +47,9 @@ impl Delivered {
                 failures: held.delivery_count(),
                 first_failed_at: Some(session.first_failure(&held)),
             };
-            let after = after.min(levels::HORIZON);
-            let due = Utc::now()
-                .timestamp_millis()
-                .saturating_add(i64::try_from(after.as_millis()).unwrap_or(i64::MAX))
-                + 1;
-            let delayed = Delayed { due, target: session.options.retry_topic() };
-            let topic = session.options.delay_topic();
-            let to = To { topic: &topic, partition: Some(levels::level(after)) };
-            session.publisher.send(to, &held.message, story, Some(&delayed)).await?;
+            let after = i64::try_from(after.min(HORIZON).as_millis()).unwrap_or(i64::MAX);
+            let due = Utc::now().timestamp_millis().saturating_add(after).saturating_add(1);
+            session.later.send(&held.message, story, &session.options.retry_topic(), due).await?;
             session.finish(held.place)
         });
         let moved = moving.await.unwrap_or_else(|_| Err(crate::error::lost("nack_after")));

@@ -6,6 +6,7 @@ mod consumer;
 mod convert;
 mod delay;
 mod error;
+mod later;
 mod lease;
 mod levels;
 mod metadata;

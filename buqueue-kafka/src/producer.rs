@@ -4,26 +4,24 @@ use std::time::Duration;
 
 use buqueue_core::{Message, MessageId, Result, driver};
 use chrono::{DateTime, Utc};
-use tokio::sync::OnceCell;
 
 use crate::config::KafkaOptions;
-use crate::convert::{Delayed, Story};
-use crate::levels;
+use crate::convert::Story;
+use crate::later::Later;
 use crate::publisher::{Publisher, To};
-use crate::topology::Topology;
 
 /// Sends to a topic.
 #[derive(Debug)]
 pub struct KafkaProducer {
     publisher: Publisher,
     options: KafkaOptions,
-    /// The topic where messages wait, once it is known to be there.
-    delays: OnceCell<()>,
+    later: Later,
 }
 
 impl KafkaProducer {
     pub(crate) fn new(publisher: Publisher, options: &KafkaOptions) -> Self {
-        Self { publisher, options: options.clone(), delays: OnceCell::new() }
+        let later = Later::new(publisher.clone(), options);
+        Self { publisher, options: options.clone(), later }
     }
 
     fn to(&self) -> To<'_> {
@@ -41,15 +39,9 @@ impl driver::Producer for KafkaProducer {
         if left.is_zero() {
             return self.send(message).await;
         }
-        self.delays
-            .get_or_try_init(|| async { Topology::new(&self.options)?.ensure_delay_topic().await })
-            .await?;
         // Not before the last part of its millisecond.
-        let delayed =
-            Delayed { due: deliver_at.timestamp_millis() + 1, target: self.options.config.topic.clone() };
-        let topic = self.options.delay_topic();
-        let to = To { topic: &topic, partition: Some(levels::level(left)) };
-        self.publisher.send(to, &message, Story::default(), Some(&delayed)).await
+        let due = deliver_at.timestamp_millis().saturating_add(1);
+        self.later.send(&message, Story::default(), &self.options.config.topic, due).await
     }
 
     async fn send_batch(&self, messages: Vec<Message>) -> Vec<Result<MessageId>> {

@@ -116,7 +116,11 @@ impl Group {
             consumer.commit(&left, CommitMode::Sync)
         };
         if let Err(error) = written {
-            self.note(error::from_client("commit", error));
+            let error = error::from_client("commit", error);
+            // Too late: what was settled since the last commit comes again to who owns it now.
+            if error.kind != ErrorKind::LeaseExpired {
+                self.note(error);
+            }
         }
         if matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
             consumer.incremental_unassign(revoked)
@@ -297,7 +301,9 @@ impl Reader {
         } else if !fast {
             self.ahead = 1;
         }
-        let target = wishes.demand.max(if fast && self.ahead > 1 { self.ahead } else { 0 });
+        // Who has just ceased to wait may wait again at once.
+        let lately = wishes.demand_ended.is_some_and(|ended| ended.elapsed() < FAST);
+        let target = wishes.demand.max(if fast || lately { self.ahead } else { 0 });
         let alone = !self.session.is_out() && wishes.ready == 0;
         let started = self.session.start(target.saturating_sub(wishes.ready), alone);
         if started.is_empty() && self.committed_at.elapsed() < COMMIT_EVERY {
@@ -318,7 +324,11 @@ impl Reader {
                 self.session.unstart(started);
                 self.session.commit_again();
                 self.not_before = Instant::now() + self.backoff.next_delay();
-                self.consumer.context().note(error::from_client("commit", error));
+                // Somebody joins or leaves: the client goes along, and then it is tried again.
+                let error = error::from_client("commit", error);
+                if error.kind != ErrorKind::LeaseExpired {
+                    self.consumer.context().note(error);
+                }
             }
         }
     }

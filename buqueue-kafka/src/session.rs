@@ -12,8 +12,8 @@ use tokio::runtime::Handle;
 
 use crate::config::KafkaOptions;
 use crate::convert::Story;
+use crate::later::Later;
 use crate::metadata::Position;
-use crate::publisher::Publisher;
 use crate::tracker::{Read, Tracker};
 
 /// Which of the two topics of a group.
@@ -75,7 +75,7 @@ struct State {
 /// See the module.
 pub(crate) struct Session {
     pub(crate) options: KafkaOptions,
-    pub(crate) publisher: Publisher,
+    pub(crate) later: Later,
     pub(crate) mailbox: Mailbox<Held>,
     pub(crate) runtime: Handle,
     state: Mutex<State>,
@@ -97,10 +97,10 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    pub(crate) fn new(options: KafkaOptions, publisher: Publisher) -> Self {
+    pub(crate) fn new(options: KafkaOptions, later: Later) -> Self {
         Self {
             options,
-            publisher,
+            later,
             mailbox: Mailbox::default(),
             runtime: Handle::current(),
             state: Mutex::default(),
