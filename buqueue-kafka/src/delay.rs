@@ -60,7 +60,7 @@ fn forwarding(options: &KafkaOptions, stop: &AtomicBool, backoff: &mut Backoff) 
         .set("enable.auto.commit", "false")
         .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
-        .set("session.timeout.ms", "10000")
+        .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "1000")
         .set("fetch.wait.max.ms", "100")
         // The topic comes with the first message that waits.

@@ -430,7 +430,7 @@ fn consumer(options: &KafkaOptions) -> rdkafka::ClientConfig {
         // What is read from where is said with the assignment.
         .set("auto.offset.reset", "earliest")
         .set("isolation.level", "read_committed")
-        .set("session.timeout.ms", "10000")
+        .set("session.timeout.ms", "6000")
         .set("heartbeat.interval.ms", "1000")
         .set("fetch.wait.max.ms", "200")
         .set("fetch.error.backoff.ms", "100")
