@@ -109,6 +109,8 @@ mod sender;
 mod settle;
 mod topology;
 
+/// The client, for what [`SqsBuilderExt`] takes of it.
+pub use aws_sdk_sqs;
 pub use backend::SqsBackend;
 pub use config::{SqsBuilderExt, SqsConfig, SqsOptions, VisibilityTimeout};
 pub use consumer::SqsConsumer;
