@@ -56,7 +56,7 @@
 //! Beyond 15 minutes, and always on FIFO queues, which know no delay of a message, it waits in a standard queue beside
 //! this one: `<name>-buqueue-relay`, or `<name>-buqueue-relay-fifo`. Running consumers of the queue send it on, step by
 //! step, and only when the copy is accepted is the original deleted. A process that dies in between holds a message up by
-//! the request timeout and a second (11 s), and the message may be there twice then; FIFO queues drop the second. A
+//! six seconds, and one whose request takes longer than that may send it on twice; FIFO queues drop the second. A
 //! schedule of a month takes some 3000 steps, each of 0.3 requests where many wait. Deleting the message there cancels it.
 //! On a FIFO queue a scheduled message is deduplicated when it is due.
 //!

@@ -12,6 +12,7 @@ use buqueue_core::{Backoff, BuqueueError, Coalescer, ErrorKind, Message, Message
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::config::{QueueUrl, SqsOptions};
 use crate::convert::{Beside, Incoming, Outgoing, Story, Wait};
@@ -24,9 +25,11 @@ use crate::topology::{self, Standing};
 
 /// How far ahead a schedule reaches.
 pub(crate) const HORIZON: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-/// How long a forwarder hides what it works on, beyond what a request may take: one that dies holds it up for so long,
-/// and one that is slower may send it on twice.
-const HIDDEN_BEYOND: Duration = Duration::from_secs(1);
+/// How long a forwarder hides what it works on: one that dies holds it up for so long, and one whose request takes longer
+/// may send it on twice.
+const HIDDEN: Duration = Duration::from_secs(6);
+/// What has waited so long here is left for the next.
+const TOO_LATE: Duration = Duration::from_secs(3);
 /// After that it is tried again to send on what could not be sent.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a standard queue's consumer looks whether there is a relay by now. Before a message is due that goes through
@@ -205,14 +208,14 @@ impl Forwarder {
         }
         let options = &self.scheduler().target.options;
         let (wait, patience) = (options.config.wait_time, options.patience());
-        let hidden = (options.request_timeout + HIDDEN_BEYOND).as_secs();
         loop {
             while work.moving.len() >= MOST_MOVING {
                 work.moving.join_next().await;
             }
             if work.receiving.is_empty() {
                 let link = self.scheduler().relay.link.clone();
-                work.receiving.spawn(async move { receive(&link, BATCH, wait, hidden, patience).await });
+                work.receiving
+                    .spawn(async move { receive(&link, BATCH, wait, HIDDEN.as_secs(), patience).await });
             }
             let waiting = match work.receiving.join_next().await {
                 Some(Ok(Ok(waiting))) => waiting,
@@ -231,7 +234,7 @@ impl Forwarder {
 
     /// One step further.
     async fn send_on(&self, incoming: Incoming) {
-        let scheduler = self.scheduler();
+        let (scheduler, received_at) = (self.scheduler(), Instant::now());
         let mut left = self.session.clock.wait_left(&incoming, Utc::now());
         if scheduler.target.manner.fifo && left < 1000 {
             tokio::time::sleep(Duration::from_millis(left)).await;
@@ -253,6 +256,7 @@ impl Forwarder {
             }
         };
         let sent = match made {
+            Ok(_) if received_at.elapsed() > TOO_LATE => return,
             Ok((outgoing, to)) => to.submit(outgoing).await,
             Err(error) => Err(error),
         };

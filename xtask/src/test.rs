@@ -36,7 +36,6 @@ const BROKERS: &[&str] = &[
     "nats-auth",
     "rabbitmq",
     "sqs",
-    "sqs-localstack",
 ];
 
 /// The packages with a conformance suite.
