@@ -89,10 +89,11 @@
 //!   95 % of it are over (at most 250 ms before its end).
 //! * The client repeats a request that was not answered in time, also a send: on a standard queue the message may be there
 //!   twice then. On a FIFO queue SQS drops the second.
-//! * A receive that waits is not cut off: a consumer that stops waits up to 1.5 s for it. What it brings after that is given
-//!   back as long as the process lives, and visible again after the lease otherwise.
-//! * A connection that dies without a word is noticed after [`wait_time`](SqsConfig::wait_time) and three seconds. What SQS
-//!   has sent on it is visible again when its lease ends.
+//! * A receive that waits is not cut off: a consumer that stops waits up to 1.5 s for it, and for the schedules that it
+//!   is sending on. What it brings after that is given back as long as the process lives, and visible again after the
+//!   lease otherwise.
+//! * A connection that dies without a word is noticed after [`wait_time`](SqsConfig::wait_time) and a third of the request
+//!   timeout. What SQS has sent on it is visible again when its lease ends.
 //! * Connections that are idle for three seconds are closed; a producer that sends less often connects anew each time.
 
 mod backend;

@@ -1,8 +1,8 @@
 //! SQS keeps the contract.
 //!
-//! Needs an emulator: `BUQUEUE_TEST_SQS=http://127.0.0.1:19324`; FIFO queues may be at another one,
-//! `BUQUEUE_TEST_SQS_FIFO`. The cases that restart it call the program in `BUQUEUE_XTASK`, or `cargo xtask`, with the
-//! name of the set-up in `BUQUEUE_TEST_SQS_SETUP` (`sqs`) or `BUQUEUE_TEST_SQS_FIFO_SETUP`.
+//! Needs an emulator: `BUQUEUE_TEST_SQS=http://127.0.0.1:19324`; FIFO queues are tested at another one only,
+//! `BUQUEUE_TEST_SQS_FIFO`, and excluded without it. The cases that restart it call the program in `BUQUEUE_XTASK`, or
+//! `cargo xtask`, with the name of the set-up in `BUQUEUE_TEST_SQS_SETUP` (`sqs`) or `BUQUEUE_TEST_SQS_FIFO_SETUP`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
