@@ -66,8 +66,9 @@
 //!
 //! # Not promised
 //!
-//! * Redis loses what it has not written: set `appendonly yes`, and `appendfsync always` where a second matters. A
-//!   failover to a replica loses what was not replicated.
+//! * Redis loses what it has not written: set `appendonly yes`, and `appendfsync always` where a second matters. With
+//!   `everysec` it answers before it writes while the disk is slow, for up to two seconds: then also a Redis that is
+//!   killed, on a machine that goes on, loses what it confirmed. A failover to a replica loses what was not replicated.
 //! * `maxmemory-policy` must be `noeviction`; any other may evict a queue.
 //! * A second program that calls `XCLAIM`, `XAUTOCLAIM`, `XDEL` or `XTRIM` on these streams takes messages away.
 //! * A message that a process had read ahead when it was killed has used up an attempt, although no handler saw it.

@@ -97,7 +97,7 @@ pub trait SqsBuilderExt: Sized {
     #[must_use]
     fn connection_timeout(self, timeout: Duration) -> Self;
 
-    /// How long a request may take, with all its repetitions; one of them takes a third of it at most. Default: 10 s.
+    /// How long a request may take, with all its repetitions; one of them takes half of it at most. Default: 10 s.
     /// A receive is not repeated; it takes a third of it, and at least 3 s, beyond the time that it waits for messages.
     #[must_use]
     fn request_timeout(self, timeout: Duration) -> Self;

@@ -56,7 +56,7 @@ async fn client(options: &SqsOptions, queue: &QueueUrl) -> Client {
     let config = &options.config;
     let timeouts = TimeoutConfig::builder()
         .connect_timeout(CONNECT_TIMEOUT.min(options.connection_timeout))
-        .operation_attempt_timeout(options.request_timeout / 3)
+        .operation_attempt_timeout(options.request_timeout / 2)
         .operation_timeout(options.request_timeout)
         .build();
     let mut loader = aws_config::defaults(BehaviorVersion::latest())

@@ -56,7 +56,7 @@
 //! Beyond 15 minutes, and always on FIFO queues, which know no delay of a message, it waits in a standard queue beside
 //! this one: `<name>-buqueue-relay`, or `<name>-buqueue-relay-fifo`. Running consumers of the queue send it on, step by
 //! step, and only when the copy is accepted is the original deleted. A process that dies in between holds a message up by
-//! the request timeout and a second (11 s), and the message may be there twice then; FIFO queues drop the second. A
+//! six seconds, and one whose request takes longer than that may send it on twice; FIFO queues drop the second. A
 //! schedule of a month takes some 3000 steps, each of 0.3 requests where many wait. Deleting the message there cancels it.
 //! On a FIFO queue a scheduled message is deduplicated when it is due.
 //!
@@ -89,10 +89,11 @@
 //!   95 % of it are over (at most 250 ms before its end).
 //! * The client repeats a request that was not answered in time, also a send: on a standard queue the message may be there
 //!   twice then. On a FIFO queue SQS drops the second.
-//! * A receive that waits is not cut off: a consumer that stops waits up to 1.5 s for it. What it brings after that is given
-//!   back as long as the process lives, and visible again after the lease otherwise.
-//! * A connection that dies without a word is noticed after [`wait_time`](SqsConfig::wait_time) and three seconds. What SQS
-//!   has sent on it is visible again when its lease ends.
+//! * A receive that waits is not cut off: a consumer that stops waits up to 1.5 s for it, and for the schedules that it
+//!   is sending on. What it brings after that is given back as long as the process lives, and visible again after the
+//!   lease otherwise.
+//! * A connection that dies without a word is noticed after [`wait_time`](SqsConfig::wait_time) and a third of the request
+//!   timeout. What SQS has sent on it is visible again when its lease ends.
 //! * Connections that are idle for three seconds are closed; a producer that sends less often connects anew each time.
 
 mod backend;
@@ -109,6 +110,8 @@ mod sender;
 mod settle;
 mod topology;
 
+/// The client, for what [`SqsBuilderExt`] takes of it.
+pub use aws_sdk_sqs;
 pub use backend::SqsBackend;
 pub use config::{SqsBuilderExt, SqsConfig, SqsOptions, VisibilityTimeout};
 pub use consumer::SqsConsumer;

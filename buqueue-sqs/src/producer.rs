@@ -21,7 +21,7 @@ impl SqsProducer {
 impl driver::Producer for SqsProducer {
     async fn send(&self, message: Message) -> Result<MessageId> {
         let target = &self.scheduler.target;
-        target.send(&target.outgoing(&message, &Beside::default())?).await
+        self.scheduler.send(target.outgoing(&message, &Beside::default())?).await
     }
 
     async fn send_at(&self, message: Message, deliver_at: DateTime<Utc>) -> Result<MessageId> {

@@ -12,6 +12,7 @@ use buqueue_core::{Backoff, BuqueueError, Coalescer, ErrorKind, Message, Message
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::config::{QueueUrl, SqsOptions};
 use crate::convert::{Beside, Incoming, Outgoing, Story, Wait};
@@ -24,22 +25,28 @@ use crate::topology::{self, Standing};
 
 /// How far ahead a schedule reaches.
 pub(crate) const HORIZON: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-/// How long a forwarder hides what it works on, beyond what a request may take: one that dies holds it up for so long,
-/// and one that is slower may send it on twice.
-const HIDDEN_BEYOND: Duration = Duration::from_secs(1);
+/// How long a forwarder hides what it works on: one that dies holds it up for so long, and one whose request takes longer
+/// may send it on twice.
+const HIDDEN: Duration = Duration::from_secs(6);
+/// What has waited so long here is left for the next.
+const TOO_LATE: Duration = Duration::from_secs(3);
 /// After that it is tried again to send on what could not be sent.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often a standard queue's consumer looks whether there is a relay by now. Before a message is due that goes through
 /// it, the longest delay has passed.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// How many that are sent one by one are gathered: eight requests side by side.
+const MOST_GATHERED: usize = 80;
 /// How many are sent on at the same time.
 const MOST_MOVING: usize = 200;
 
-/// Sends what is due later.
+/// Sends what is due now, and what is due later; ten with a request where they come together.
 #[derive(Debug, Clone)]
 pub(crate) struct Scheduler {
     pub(crate) target: Sender,
     relay: Sender,
+    to_target: Coalescer<Outgoing, MessageId>,
+    to_relay: Coalescer<Outgoing, MessageId>,
 }
 
 impl Scheduler {
@@ -48,7 +55,14 @@ impl Scheduler {
         options.config.queue_url = target.link.queue.relay();
         options.config.fair_queues = false;
         let link = target.link.to(QueueUrl::parse(&options.config.queue_url)?);
-        Ok(Self { relay: Sender::new(link, &options, standing), target })
+        let relay = Sender::new(link, &options, standing);
+        let (to_target, to_relay) = (gathering(&target), gathering(&relay));
+        Ok(Self { target, relay, to_target, to_relay })
+    }
+
+    /// Sends a message that is due now. It is handed over by the call.
+    pub(crate) fn send(&self, outgoing: Outgoing) -> impl Future<Output = Result<MessageId>> + Send + use<> {
+        self.to_target.submit(outgoing)
     }
 
     /// Sends a message that is due then.
@@ -64,17 +78,18 @@ impl Scheduler {
         // What would be too large at its last step is refused at the first.
         let last = self.last_step(message, &beside)?;
         if left == 0 {
-            return self.target.send(&last).await;
+            return self.to_target.submit(last).await;
         }
-        let (outgoing, to) = match self.step(left) {
+        match self.step(left) {
             Step::Relay { delay } => {
-                (self.relay_step(message, &beside, Wait::FromSent(left), delay)?, &self.relay)
+                let outgoing = self.relay_step(message, &beside, Wait::FromSent(left), delay)?;
+                self.to_relay.submit(outgoing).await
             }
             Step::Target { delay } => {
-                (self.target_step(message, &beside, Wait::FromSent(left), delay)?, &self.target)
+                let outgoing = self.target_step(message, &beside, Wait::FromSent(left), delay)?;
+                self.to_target.submit(outgoing).await
             }
-        };
-        to.send(&outgoing).await
+        }
     }
 
     /// Where a message goes next that has so many milliseconds to wait.
@@ -108,6 +123,15 @@ impl Scheduler {
         options.config.create_queue &= self.target.manner.fifo;
         topology::ensure_queue(&self.relay.link, &options).await.map(drop)
     }
+}
+
+/// While some are on their way, the next gather.
+fn gathering(sender: &Sender) -> Coalescer<Outgoing, MessageId> {
+    let sender = Arc::new(sender.clone());
+    Coalescer::spawn(MOST_GATHERED, move |items: Vec<Outgoing>| {
+        let sender = Arc::clone(&sender);
+        async move { sender.send_all(items.into_iter().map(Ok).collect()).await }
+    })
 }
 
 /// Where a message goes next, and after how many seconds it is visible there.
@@ -171,27 +195,12 @@ struct Work {
 
 struct Forwarder {
     session: Arc<Session>,
-    to_relay: Coalescer<Outgoing, MessageId>,
-    to_target: Coalescer<Outgoing, MessageId>,
     settler: Settler,
 }
 
 impl Forwarder {
     fn new(session: Arc<Session>) -> Self {
-        let scheduler = &session.scheduler;
-        let coalescer = |sender: &Sender| {
-            let sender = Arc::new(sender.clone());
-            Coalescer::spawn(MOST_MOVING, move |items: Vec<Outgoing>| {
-                let sender = Arc::clone(&sender);
-                async move { sender.send_all(items.into_iter().map(Ok).collect()).await }
-            })
-        };
-        Self {
-            to_relay: coalescer(&scheduler.relay),
-            to_target: coalescer(&scheduler.target),
-            settler: Settler::new(&scheduler.relay.link),
-            session,
-        }
+        Self { settler: Settler::new(&session.scheduler.relay.link), session }
     }
 
     fn scheduler(&self) -> &Scheduler {
@@ -205,14 +214,14 @@ impl Forwarder {
         }
         let options = &self.scheduler().target.options;
         let (wait, patience) = (options.config.wait_time, options.patience());
-        let hidden = (options.request_timeout + HIDDEN_BEYOND).as_secs();
         loop {
             while work.moving.len() >= MOST_MOVING {
                 work.moving.join_next().await;
             }
             if work.receiving.is_empty() {
                 let link = self.scheduler().relay.link.clone();
-                work.receiving.spawn(async move { receive(&link, BATCH, wait, hidden, patience).await });
+                work.receiving
+                    .spawn(async move { receive(&link, BATCH, wait, HIDDEN.as_secs(), patience).await });
             }
             let waiting = match work.receiving.join_next().await {
                 Some(Ok(Ok(waiting))) => waiting,
@@ -231,7 +240,7 @@ impl Forwarder {
 
     /// One step further.
     async fn send_on(&self, incoming: Incoming) {
-        let scheduler = self.scheduler();
+        let (scheduler, received_at) = (self.scheduler(), Instant::now());
         let mut left = self.session.clock.wait_left(&incoming, Utc::now());
         if scheduler.target.manner.fifo && left < 1000 {
             tokio::time::sleep(Duration::from_millis(left)).await;
@@ -241,18 +250,19 @@ impl Forwarder {
         let wait = incoming.due().map_or(Wait::FromSent(left), Wait::Until);
         let Incoming { message, beside, receipt, .. } = incoming;
         let made = if left == 0 {
-            scheduler.last_step(&message, &beside).map(|outgoing| (outgoing, &self.to_target))
+            scheduler.last_step(&message, &beside).map(|outgoing| (outgoing, &scheduler.to_target))
         } else {
             match scheduler.step(left) {
                 Step::Relay { delay } => scheduler
                     .relay_step(&message, &beside, wait, delay)
-                    .map(|outgoing| (outgoing, &self.to_relay)),
+                    .map(|outgoing| (outgoing, &scheduler.to_relay)),
                 Step::Target { delay } => scheduler
                     .target_step(&message, &beside, wait, delay)
-                    .map(|outgoing| (outgoing, &self.to_target)),
+                    .map(|outgoing| (outgoing, &scheduler.to_target)),
             }
         };
         let sent = match made {
+            Ok(_) if received_at.elapsed() > TOO_LATE => return,
             Ok((outgoing, to)) => to.submit(outgoing).await,
             Err(error) => Err(error),
         };

@@ -48,32 +48,6 @@ impl Sender {
         Ok(outgoing)
     }
 
-    /// Sends one; a queue that has gone is created again.
-    pub(crate) async fn send(&self, outgoing: &Outgoing) -> Result<MessageId> {
-        match self.send_once(outgoing).await {
-            Err(error) if error.kind == ErrorKind::NotFound => {
-                topology::ensure_queue(&self.link, &self.options).await?;
-                self.send_once(outgoing).await.map_err(topology::not_yet)
-            }
-            sent => sent,
-        }
-    }
-
-    async fn send_once(&self, outgoing: &Outgoing) -> Result<MessageId> {
-        let sending = self
-            .link
-            .client
-            .send_message()
-            .queue_url(&self.link.queue.whole)
-            .message_body(&outgoing.body)
-            .set_message_attributes(outgoing.attributes.clone())
-            .set_message_group_id(outgoing.group.clone())
-            .set_message_deduplication_id(outgoing.deduplication.clone())
-            .set_delay_seconds(outgoing.delay_seconds);
-        let sent = sending.send().await.map_err(|error| error::from_sdk("SendMessage", error))?;
-        Ok(sent.message_id().unwrap_or_default().to_owned().into())
-    }
-
     /// Sends many, one outcome each, in order. What cannot be sent at all comes as an error already.
     pub(crate) async fn send_all(&self, outgoing: Vec<Result<Outgoing>>) -> Vec<Result<MessageId>> {
         if !self.manner.fifo {

@@ -75,6 +75,15 @@ impl Run {
         names
     }
 
+    /// The services that were started, were not stopped, and have no live process.
+    pub fn ended(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+        entries
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".pid")?.to_owned()))
+            .filter(|name| !self.is_running(name))
+            .collect()
+    }
+
     pub fn is_running(&self, service: &str) -> bool {
         self.identity(service).is_some()
     }

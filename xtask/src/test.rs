@@ -36,7 +36,6 @@ const BROKERS: &[&str] = &[
     "nats-auth",
     "rabbitmq",
     "sqs",
-    "sqs-localstack",
 ];
 
 /// The packages with a conformance suite.
@@ -102,6 +101,10 @@ pub fn command(arguments: &[String]) -> Result<()> {
         test.args(["--", "--nocapture", "--test-threads=6"]);
         let name = if runs > 1 { format!("tests, run {run} of {runs}") } else { "tests".to_owned() };
         report.tests(&name, test)?;
+        // Else one that crashed is seen by refused connections only.
+        for ended in brokers::ended(&set_ups)? {
+            report.check("brokers", Err(Error::new(ended)));
+        }
     }
     if everything {
         let mut docs = cargo(&["doc", "--workspace", "--all-features", "--no-deps", "--quiet"]);

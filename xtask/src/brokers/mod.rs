@@ -175,6 +175,20 @@ impl Workspace {
     }
 }
 
+/// What is known of those of the named brokers that were started here and have ended since, by themselves.
+pub fn ended(names: &[String]) -> Result<Vec<String>> {
+    let workspace = Workspace::find()?;
+    let _lock = workspace.lock()?;
+    let named = BROKERS.iter().filter(|broker| names.iter().any(|name| *name == broker.name()));
+    let dead = named.filter_map(|broker| {
+        let run = workspace.run(*broker);
+        let services = run.ended();
+        (!services.is_empty())
+            .then(|| format!("{} ended: {}{}", broker.name(), services.join(", "), run.log_tails()))
+    });
+    Ok(dead.collect())
+}
+
 /// `cargo xtask brokers …`
 pub fn command(arguments: &[String]) -> Result<()> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

@@ -347,7 +347,7 @@ fn program(cache: &Path, name: &str) -> Result<Command> {
 /// What all servers share: durable as a queue has to be, and never losing messages to eviction.
 fn config(run: &Run, data: &str, port: u16) -> Result<String> {
     Ok(format!(
-        "bind 127.0.0.1\nport {port}\ndir \"{}\"\nsave \"\"\nappendonly yes\nappendfsync everysec\n\
+        "bind 127.0.0.1\nport {port}\ndir \"{}\"\nsave \"\"\nappendonly yes\nappendfsync always\n\
          maxmemory-policy noeviction\nrepl-diskless-sync-delay 0\n",
         run.folder(data)?.display()
     ))

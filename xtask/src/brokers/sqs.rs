@@ -74,7 +74,7 @@ impl Broker for Sqs {
     }
 
     fn endpoints(&self, _run: &Run) -> Vec<Endpoint> {
-        // In one run each kind of queue has its emulator: FIFO queues are what ElasticMQ is slow at.
+        // ElasticMQ is too slow for the whole suite on FIFO queues.
         let variable = match self.emulator {
             Emulator::ElasticMq => "BUQUEUE_TEST_SQS",
             Emulator::LocalStack => "BUQUEUE_TEST_SQS_FIFO",
