@@ -5,6 +5,7 @@
 //! | `QUEUE_BACKEND` | the broker's address, and its default |
 //! |---|---|
 //! | `redis` | `REDIS_URL`, `redis://127.0.0.1:6379` |
+//! | `kafka` | `KAFKA_BROKERS`, `127.0.0.1:9092` |
 //! | `nats` | `NATS_URL`, `nats://127.0.0.1:4222` |
 //! | `rabbitmq` | `AMQP_URL`, `amqp://guest:guest@127.0.0.1:5672/%2F` |
 //! | `sqs` | `SQS_ENDPOINT`, `http://127.0.0.1:4566`, and the AWS credentials of your environment; an emulator takes any |
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use buqueue::QueueBuilder;
 use buqueue::driver::Backend;
+use buqueue::kafka::{KafkaBackend, KafkaConfig};
 use buqueue::memory::{MemoryBackend, MemoryConfig};
 use buqueue::nats::{JetStreamConfig, NatsBackend, NatsConfig, RetentionPolicy};
 use buqueue::prelude::*;
@@ -71,6 +73,16 @@ impl Broker {
                 )
                 .await
             }
+            "kafka" => {
+                let brokers = address("KAFKA_BROKERS", "127.0.0.1:9092");
+                let config = KafkaConfig {
+                    brokers: brokers.split(',').map(str::to_owned).collect(),
+                    topic: queue,
+                    group_id: "orders".to_owned(),
+                    ..Default::default()
+                };
+                pair(KafkaBackend::builder(config), dlq).await
+            }
             "nats" => {
                 let jetstream = JetStreamConfig {
                     subjects: vec![format!("{queue}.>")],
@@ -97,7 +109,7 @@ impl Broker {
             }
             other => Err(BuqueueError::new(
                 ErrorKind::InvalidConfig,
-                format!("QUEUE_BACKEND: must be memory, redis, nats, rabbitmq or sqs, is {other:?}"),
+                format!("QUEUE_BACKEND: must be memory, redis, kafka, nats, rabbitmq or sqs, is {other:?}"),
             )),
         }
     }

@@ -123,7 +123,11 @@ impl<H: Harness> Ctx<H> {
     /// The harness' reason.
     pub async fn proxy(&self) -> Hook<FaultProxy> {
         let upstream = self.harness.broker_addr()?;
-        Ok(FaultProxy::start(upstream).await.unwrap_or_else(|error| panic!("the proxy: {error}")))
+        let started = match self.harness.proxy_addr() {
+            Some(addr) => FaultProxy::start_at(addr, upstream).await,
+            None => FaultProxy::start(upstream).await,
+        };
+        Ok(started.unwrap_or_else(|error| panic!("the proxy: {error}")))
     }
 
     /// A process of its own that does `job` on the queue of `setup`, and can be killed.

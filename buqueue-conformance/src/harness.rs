@@ -123,6 +123,13 @@ pub trait Harness: Sized + Send + Sync + 'static {
         Err(Excluded::new("the harness has no broker address to put a proxy in front of"))
     }
 
+    /// Where the proxy in front of [`broker_addr`](Self::broker_addr) has to listen, when the broker there sends its
+    /// clients to a certain address. Default: anywhere.
+    #[must_use]
+    fn proxy_addr(&self) -> Option<SocketAddr> {
+        None
+    }
+
     /// Restarts the broker, as an operator would; returns when it answers again.
     ///
     /// Runs while no other case of this process does.

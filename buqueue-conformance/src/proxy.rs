@@ -39,7 +39,27 @@ impl FaultProxy {
     /// # Errors
     /// When there is no port to listen on.
     pub async fn start(upstream: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Self::start_at((Ipv4Addr::LOCALHOST, 0).into(), upstream).await
+    }
+
+    /// As [`start`](Self::start), listening at `addr`: for brokers that tell their clients where to connect. Waits a
+    /// moment for an address that is just becoming free.
+    ///
+    /// # Errors
+    /// When the address cannot be listened at.
+    pub async fn start_at(addr: SocketAddr, upstream: SocketAddr) -> io::Result<Self> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        let listener = loop {
+            match TcpListener::bind(addr).await {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    if tokio::time::Instant::now() >= deadline {
+                        return Err(error);
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                bound => break bound?,
+            }
+        };
         let addr = listener.local_addr()?;
         let (faults, watched) = watch::channel(Faults::default());
         let mut tasks = JoinSet::new();

@@ -78,16 +78,14 @@ impl driver::Backend for KafkaBackend {
     async fn connect_consumer(options: &KafkaOptions) -> Result<KafkaConsumer> {
         options.validate(true)?;
         in_time(options, async {
-            let topology = Topology::new(options)?;
-            topology.ensure_topic().await?;
-            topology.ensure_retry_topic().await?;
+            Topology::new(options)?.ensure_all().await?;
             let later = Later::new(Publisher::new(options)?, options);
             let session = Arc::new(Session::new(options.clone(), later));
-            let mut assignments = Reader::start(&session)?;
+            let mut begun = Reader::start(&session)?;
             let closing = CloseUnlessDone(Some(Arc::clone(&session)));
             // The start is fixed with the first assignment.
-            let assigned = assignments.wait_for(|count| *count > 0).await;
-            assigned.map_err(|_| crate::error::lost("joining the group"))?;
+            let joined = begun.wait_for(|begun| *begun).await;
+            joined.map_err(|_| crate::error::lost("joining the group"))?;
             let stop = Arc::new(AtomicBool::new(false));
             let (forwarded, stopped) = (options.clone(), Arc::clone(&stop));
             let spawned = std::thread::Builder::new()

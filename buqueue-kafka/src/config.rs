@@ -19,7 +19,8 @@ pub struct KafkaConfig {
     /// The topic. Created when it does not exist.
     pub topic: String,
     /// The consumer group. Instances of one service use the same name and share the partitions; different services use
-    /// different names and each get every message.
+    /// different names and each get every message. A group for each topic is best: members of one group wait for each other
+    /// whenever one comes or goes, also where they read different topics.
     pub group_id: String,
     /// Where a group begins that has not read the topic yet. Default: `Latest`, fixed when the consumer is built, so that
     /// what is sent after that is received also when the consumer restarts before it has read anything.
@@ -164,6 +165,8 @@ pub struct KafkaOptions {
     pub(crate) connection_timeout: Duration,
     pub(crate) request_timeout: Duration,
     pub(crate) max_in_flight: usize,
+    pub(crate) session_timeout: Duration,
+    pub(crate) response_timeout: Duration,
 }
 
 /// What can be said beyond [`KafkaConfig`].
@@ -179,6 +182,16 @@ pub trait KafkaBuilderExt: Sized {
     /// How many messages a consumer may hold that are not settled, those that it has read ahead included. Default: 1000.
     #[must_use]
     fn max_in_flight(self, messages: usize) -> Self;
+
+    /// How long a consumer that was killed keeps its partitions from the others. Default: 6 s, the least that brokers allow
+    /// by default (`group.min.session.timeout.ms`).
+    #[must_use]
+    fn session_timeout(self, timeout: Duration) -> Self;
+
+    /// How long a broker may take to answer, and its answer to arrive, until the connection is taken for dead and made anew.
+    /// Default: 4 s. At least 1.2 s.
+    #[must_use]
+    fn response_timeout(self, timeout: Duration) -> Self;
 }
 
 impl<Dispatch> KafkaBuilderExt for QueueBuilder<KafkaBackend, Dispatch> {
@@ -193,6 +206,14 @@ impl<Dispatch> KafkaBuilderExt for QueueBuilder<KafkaBackend, Dispatch> {
     fn max_in_flight(self, messages: usize) -> Self {
         self.configure(|options| options.max_in_flight = messages)
     }
+
+    fn session_timeout(self, timeout: Duration) -> Self {
+        self.configure(|options| options.session_timeout = timeout)
+    }
+
+    fn response_timeout(self, timeout: Duration) -> Self {
+        self.configure(|options| options.response_timeout = timeout)
+    }
 }
 
 impl KafkaOptions {
@@ -202,6 +223,8 @@ impl KafkaOptions {
             connection_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(10),
             max_in_flight: 1000,
+            session_timeout: Duration::from_secs(6),
+            response_timeout: Duration::from_secs(4),
         }
     }
 
@@ -267,12 +290,21 @@ impl KafkaOptions {
         {
             return Err(invalid("security.sasl: must have a username and a password"));
         }
-        for (field, timeout) in
-            [("connection_timeout", self.connection_timeout), ("request_timeout", self.request_timeout)]
-        {
+        for (field, timeout) in [
+            ("connection_timeout", self.connection_timeout),
+            ("request_timeout", self.request_timeout),
+            ("session_timeout", self.session_timeout),
+        ] {
             if timeout < Duration::from_millis(100) {
                 return Err(invalid(format!("{field}: must be at least 100 ms, is {timeout:?}")));
             }
+        }
+        // The client wants a second more than what a fetch waits at the broker.
+        if self.response_timeout < Duration::from_millis(1200) {
+            return Err(invalid(format!(
+                "response_timeout: must be at least 1.2 s, is {:?}",
+                self.response_timeout
+            )));
         }
         if self.max_in_flight == 0 {
             return Err(invalid("max_in_flight: must be at least 1"));
@@ -287,11 +319,13 @@ impl KafkaOptions {
         client
             .set("client.id", "buqueue")
             .set("bootstrap.servers", config.brokers.join(","))
-            .set("socket.timeout.ms", "6000")
+            .set("socket.timeout.ms", self.response_timeout.as_millis().to_string())
             .set("socket.connection.setup.timeout.ms", "3000")
             .set("reconnect.backoff.ms", "50")
             .set("reconnect.backoff.max.ms", "1000")
             .set("topic.metadata.refresh.fast.interval.ms", "100")
+            // A topic that the brokers do not know is not waited for: it was declared.
+            .set("topic.metadata.propagation.max.ms", "2000")
             .set("log_level", "0");
         let KafkaSecurity { tls, sasl } = &config.security;
         let protocol = match (tls.is_some(), sasl.is_some()) {

@@ -7,6 +7,16 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 pub(crate) fn classify(code: Code) -> ErrorKind {
     match code {
         Code::BrokerTransportFailure
+        | Code::WaitingForCoordinator
+        | Code::InProgress
+        | Code::PreviousInProgress
+        | Code::Retry
+        | Code::Fail
+        | Code::KafkaStorageError
+        | Code::FencedLeaderEpoch
+        | Code::UnknownLeaderEpoch
+        | Code::OffsetNotAvailable
+        | Code::PreferredLeaderNotAvailable
         | Code::AllBrokersDown
         | Code::Resolve
         | Code::NetworkException
@@ -31,9 +41,11 @@ pub(crate) fn classify(code: Code) -> ErrorKind {
         | Code::GroupAuthorizationFailed
         | Code::ClusterAuthorizationFailed
         | Code::TransactionalIdAuthorizationFailed => ErrorKind::AuthenticationFailed,
-        Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::UnknownPartition | Code::UnknownGroup => {
-            ErrorKind::NotFound
-        }
+        Code::UnknownTopic
+        | Code::UnknownTopicOrPartition
+        | Code::UnknownTopicId
+        | Code::UnknownPartition
+        | Code::UnknownGroup => ErrorKind::NotFound,
         Code::MessageSizeTooLarge | Code::InvalidMessageSize => ErrorKind::PayloadTooLarge,
         Code::InvalidMessage | Code::InvalidRecord => ErrorKind::InvalidMessage,
         Code::SSL
@@ -59,6 +71,7 @@ pub(crate) fn classify(code: Code) -> ErrorKind {
 pub(crate) fn from_client(what: &str, error: KafkaError) -> BuqueueError {
     let (kind, words) = match &error {
         KafkaError::ClientConfig(_, words, key, _) => (ErrorKind::InvalidConfig, format!("{key}: {words}")),
+        KafkaError::AdminOp(code) => (classify(*code), code.to_string()),
         other => match other.rdkafka_error_code() {
             Some(code) => (classify(code), code.to_string()),
             None => (

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use buqueue_core::{Message, MessageId, Result};
+use buqueue_core::{ErrorKind, Message, MessageId, Result};
 use chrono::Utc;
+use rdkafka::error::KafkaResult;
 use tokio::sync::OnceCell;
 
 use crate::config::KafkaOptions;
@@ -26,6 +27,11 @@ impl Later {
         Self { publisher, options: options.clone(), topic: OnceCell::new() }
     }
 
+    /// The first offset of a partition of any topic, and the next. Blocks.
+    pub(crate) fn range_of(&self, topic: &str, partition: i32) -> KafkaResult<(i64, i64)> {
+        self.publisher.range_of(topic, partition)
+    }
+
     /// Sends a message that goes to `target` at `due`, in milliseconds since 1970.
     pub(crate) async fn send(
         &self,
@@ -42,6 +48,14 @@ impl Later {
         let left = u64::try_from(due.saturating_sub(Utc::now().timestamp_millis())).unwrap_or(0);
         let to = To { topic, partition: Some(levels::level(Duration::from_millis(left))) };
         let delayed = Delayed { due, target: target.to_owned() };
-        self.publisher.send(to, message, story, Some(&delayed)).await
+        match self.publisher.send(to, message, story, Some(&delayed)).await {
+            // Somebody has deleted it.
+            Err(error) if error.kind == ErrorKind::NotFound => {
+                Topology::new(&self.options)?.ensure_delay_topic().await?;
+                self.publisher.find(topic).await?;
+                self.publisher.send(to, message, story, Some(&delayed)).await
+            }
+            sent => sent,
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! Where a delayed record waits: in the partition of the delay topic whose records all wait equally long. No I/O.
 //!
-//! Level 0 waits for what is left, a quarter of a second at most; each next one waits twice as long as the one before. A
-//! record goes to the highest level that does not wait too long, and from there to the highest that does not wait too long
-//! for the rest. All records of a level wait equally long, so the first of them is always due first, and nobody waits behind
-//! another.
+//! Level 0 waits for what is left, a quarter of a second at most; each next one waits four times as long as the one before.
+//! A record goes to the highest level that does not wait too long, and from there to the highest that does not wait too long
+//! for the rest: three times to the same one at most. All records of a level wait equally long, so the first of them is
+//! always due first, and nobody waits behind another.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use std::time::Duration;
 pub(crate) const HORIZON: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// How long the records of level 1 wait.
 const SHORTEST: Duration = Duration::from_millis(256);
-/// The highest waits for a year and more.
-pub(crate) const LEVELS: i32 = 28;
+/// The highest waits for more than half a year.
+pub(crate) const LEVELS: i32 = 15;
 
 /// How long the records of a level wait; level 0 waits for the rest of each.
 pub(crate) fn span(level: i32) -> Duration {
     match u32::try_from(level) {
         Ok(0) | Err(_) => Duration::ZERO,
-        Ok(level) => SHORTEST * 2_u32.pow((level - 1).min(26)),
+        Ok(level) => SHORTEST * 4_u32.pow((level - 1).min(14)),
     }
 }
 
@@ -32,11 +32,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_reach_beyond_a_year() {
+    fn levels_reach_beyond_half_a_year() {
         assert!(span(LEVELS - 1) > Duration::from_secs(190 * 24 * 60 * 60));
-        assert!(span(LEVELS - 1) * 2 > Duration::from_secs(365 * 24 * 60 * 60));
         for level in 2..LEVELS {
-            assert_eq!(span(level), span(level - 1) * 2);
+            assert_eq!(span(level), span(level - 1) * 4);
         }
     }
 
@@ -60,8 +59,8 @@ mod tests {
                 hops += 1;
             }
             assert!(rest < SHORTEST, "{left:?}");
-            // Once at each level, and at the highest for what is beyond it.
-            assert!(hops <= 28 + left.as_secs() / span(LEVELS - 1).as_secs(), "{left:?}: {hops}");
+            // Three times at each level, and at the highest for what is beyond it.
+            assert!(hops <= 3 * 14 + left.as_secs() / span(LEVELS - 1).as_secs(), "{left:?}: {hops}");
         }
     }
 }

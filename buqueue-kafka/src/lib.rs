@@ -1,4 +1,95 @@
 //! The Kafka backend of buqueue.
+//!
+//! ```no_run
+//! use buqueue_core::Message;
+//! use buqueue_kafka::{KafkaBackend, KafkaConfig};
+//!
+//! # async fn run() -> buqueue_core::Result<()> {
+//! let config = KafkaConfig {
+//!     brokers: vec!["localhost:9092".to_owned()],
+//!     topic: "order-events".to_owned(),
+//!     group_id: "order-processor".to_owned(),
+//!     ..KafkaConfig::default()
+//! };
+//! let (producer, mut consumer) = KafkaBackend::builder(config).build_pair().await?;
+//! producer.send(Message::new("hello")).await?;
+//! consumer.receive().await?.ack().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! # How buqueue's words map
+//!
+//! | buqueue | Kafka |
+//! |---|---|
+//! | queue | the topic of [`KafkaConfig::topic`] |
+//! | consumer group | the group of [`KafkaConfig::group_id`]; its members share the partitions |
+//! | payload, headers | the value, and headers; an empty payload is an empty value, and a foreign record without a value reads as empty |
+//! | routing key | the key, which decides the partition; without one any |
+//! | deduplication id | the header `buqueue-kafka-id`; Kafka does not look at it |
+//! | message id | `<partition>-<offset>` |
+//! | lease | the ownership of the partition, for as long as the member polls, which it does whatever handlers do |
+//! | `ack` | noted at once; everything that is done is committed within half a second, and before more is handed out |
+//! | `nack` | again from memory, the count in the commit |
+//! | `nack_after` | a copy waits as schedules do, comes back by `<topic>-<group>-buqueue-retry`, and when it is accepted the original is done |
+//! | `extend_visibility` | nothing to extend; tells whether the message is still ours |
+//! | delivery count | the failures that a copy tells of, those in the commit, and this one |
+//! | `send_at` | `<topic>-buqueue-delay`; see below |
+//! | dead letter queue | another topic |
+//!
+//! # Acks out of order
+//!
+//! Kafka remembers one offset a partition. buqueue commits the first one that is not done, and in the metadata of the commit
+//! which of those above it are not done either, and how often each has been tried. A restart therefore neither brings again
+//! what was done above a slow message, nor forgets that a message kills its process: before a message is handed out, a commit
+//! says so, one for all that are handed out together. After a crash such messages are handed out one at a time, so that no
+//! other is blamed. The metadata has 4096 bytes at most (`offset.metadata.max.bytes`); a partition is paused before it is full,
+//! which takes about a thousand unfinished messages. Tools that commit offsets for the group erase what it says.
+//!
+//! A slow message does not hold up its partition, only the committed offset: what a tool shows as lag.
+//!
+//! # Schedules
+//!
+//! A delayed message waits in the delay topic, in the partition of its level: all of level *k* wait 256 ms · 4^(k-1), those of
+//! level 0 for what is left. One of the running consumers of the topic sends on what is due, in transactions together with
+//! the offset, and readers see committed records only: each is sent on once, whoever dies when. A schedule of a month takes
+//! some twenty steps. When that consumer is killed, another one goes on after
+//! [`session_timeout`](KafkaBuilderExt::session_timeout). Records that were sent on are deleted every half minute. A message
+//! that its topic does not take (it has become smaller, or may not be written) is tried again each minute, and holds up no
+//! other.
+//!
+//! # Topics
+//!
+//! Created where there are none, by producers (the topic), consumers (all three) and schedules (the delay topic), with
+//! [`KafkaConfig::partitions`] and [`KafkaConfig::replication_factor`]; those that exist are used as they are. When somebody
+//! deletes them while they are used they are created again, and read from their start. The delay topic needs 15 partitions,
+//! `retention.ms=-1` and `message.timestamp.type=LogAppendTime`. The topic's own retention counts for what is not done
+//! in time: what Kafka has deleted does not come.
+//!
+//! # Permissions
+//!
+//! To send: `WRITE` and `DESCRIBE` on the topic, for schedules on the delay topic as well. To receive: `READ` on the topic and
+//! the group; `READ`, `WRITE`, `DESCRIBE` on the delay and the retry topic, `READ` on the group named after the delay topic,
+//! `WRITE` on the transactional id of that name and on the topic itself, `DELETE` on the delay topic, `WRITE` on the dead
+//! letter topic. `CREATE` where topics are to be created.
+//!
+//! # Limits
+//!
+//! A record has 1 MB at most by the brokers' default (`message.max.bytes`). Names of topics and groups have letters, digits,
+//! `.`, `_` and `-`. Schedules reach a hundred years.
+//!
+//! # Not promised
+//!
+//! * Order across keys, and of messages without a key: they go to any partition. Whatever comes back (a nack, a retry, what a
+//!   process left that was killed) comes after what was read meanwhile.
+//! * Ownership can go to another consumer while a handler works: when consumers come, and when this process is not heard of
+//!   for [`session_timeout`](KafkaBuilderExt::session_timeout). Its settles are answered `LeaseExpired` then, and the message
+//!   is handled by the other one as well.
+//! * An `ack` that was answered is committed half a second later at most: a process that is killed before handles those
+//!   messages again. Closing the consumer commits.
+//! * More consumers than partitions: the rest wait.
+//! * A consumer that holds messages and closes stays a member for up to a minute, for their sake.
+//! * The client retries a send that was not answered; idempotence keeps it from being there twice as long as the producer
+//!   lives.
 
 mod backend;
 mod config;

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use buqueue_core::{Message, MessageId, Result, driver};
+use buqueue_core::{ErrorKind, Message, MessageId, Result, driver};
 use chrono::{DateTime, Utc};
 
 use crate::config::KafkaOptions;
 use crate::convert::Story;
 use crate::later::Later;
 use crate::publisher::{Publisher, To};
+use crate::topology::Topology;
 
 /// Sends to a topic.
 #[derive(Debug)]
@@ -27,10 +28,21 @@ impl KafkaProducer {
     fn to(&self) -> To<'_> {
         To { topic: &self.options.config.topic, partition: None }
     }
+
+    /// Somebody has deleted the topic.
+    async fn declare(&self) -> Result<()> {
+        Topology::new(&self.options)?.ensure_topic().await?;
+        self.publisher.find(&self.options.config.topic).await
+    }
 }
 
 impl driver::Producer for KafkaProducer {
     async fn send(&self, message: Message) -> Result<MessageId> {
+        let sent = self.publisher.send(self.to(), &message, Story::default(), None).await;
+        if !is_missing(&sent) {
+            return sent;
+        }
+        self.declare().await?;
         self.publisher.send(self.to(), &message, Story::default(), None).await
     }
 
@@ -45,10 +57,24 @@ impl driver::Producer for KafkaProducer {
     }
 
     async fn send_batch(&self, messages: Vec<Message>) -> Vec<Result<MessageId>> {
-        self.publisher.send_all(self.to(), &messages).await
+        let mut outcomes = self.publisher.send_all(self.to(), &messages).await;
+        let missing: Vec<usize> = (0..outcomes.len()).filter(|at| is_missing(&outcomes[*at])).collect();
+        if missing.is_empty() || self.declare().await.is_err() {
+            return outcomes;
+        }
+        let again: Vec<Message> = missing.iter().map(|at| messages[*at].clone()).collect();
+        let sent = self.publisher.send_all(self.to(), &again).await;
+        for (at, outcome) in missing.into_iter().zip(sent) {
+            outcomes[at] = outcome;
+        }
+        outcomes
     }
 
     async fn close(&self) -> Result<()> {
         self.publisher.flush().await
     }
+}
+
+fn is_missing(sent: &Result<MessageId>) -> bool {
+    sent.as_ref().is_err_and(|error| error.kind == ErrorKind::NotFound)
 }

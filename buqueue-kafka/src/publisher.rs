@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, Result};
 use futures_util::future::join_all;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
 use tokio::time::Instant;
 
@@ -15,6 +15,8 @@ use crate::error;
 
 /// How long it waits until the client's queue has room again.
 const FULL: Duration = Duration::from_millis(5);
+/// How long a broker may take to say what a partition has.
+const RANGE: Duration = Duration::from_secs(2);
 
 /// Sends records to any topic.
 #[derive(Clone)]
@@ -95,6 +97,21 @@ impl Publisher {
                 Err((error, _)) => return Err(error::from_client("send", error)),
             }
         }
+    }
+
+    /// The first offset of a partition, and the next. Blocks.
+    pub(crate) fn range_of(&self, topic: &str, partition: i32) -> KafkaResult<(i64, i64)> {
+        self.producer.client().fetch_watermarks(topic, partition, RANGE)
+    }
+
+    /// Has the client ask about a topic that it knows not to exist: by itself it would only do so minutes later.
+    pub(crate) async fn find(&self, topic: &str) -> Result<()> {
+        let (producer, topic, timeout) = (Arc::clone(&self.producer), topic.to_owned(), self.timeout);
+        // It blocks.
+        let found =
+            tokio::task::spawn_blocking(move || producer.client().fetch_metadata(Some(&topic), timeout));
+        let found = found.await.map_err(|_| error::lost("metadata"))?;
+        found.map(drop).map_err(|error| error::from_client("metadata", error))
     }
 
     /// Waits until nothing is under way.

@@ -3,13 +3,14 @@
 //! Before a record is handed out, a commit says so in its metadata: should the process die on it, the next owner knows. One
 //! commit serves all that are handed out together, and gathers what was settled meanwhile.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use buqueue_core::{Backoff, BuqueueError, ErrorKind, Result};
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::message::Message as _;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
@@ -20,6 +21,7 @@ use crate::convert;
 use crate::error;
 use crate::metadata::Position;
 use crate::session::{Held, Session, Slot, Topic, lock};
+use crate::topology::Topology;
 
 /// How many records are taken from the client before other work is looked at.
 const BURST: usize = 500;
@@ -35,20 +37,39 @@ const FAST: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(300);
 /// How long a consumer that is gone stays a member for the sake of deliveries that are not settled.
 const GHOST: Duration = Duration::from_secs(60);
+/// How long it is tried to take up what the group has given, before the group is asked once more.
+const TAKING_UP: Duration = Duration::from_secs(3);
 /// How often the last commit is tried.
 const LAST_COMMITS: u32 = 3;
+/// How long the members of a group are waited for when partitions are dealt out anew.
+const REBALANCE: Duration = Duration::from_secs(10);
+/// When a topic that could not be declared is tried again.
+const REPAIR_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the client calls back.
 pub(crate) struct Group {
     session: Arc<Session>,
     failure: Mutex<Option<BuqueueError>>,
-    /// Grows with every assignment.
-    assignments: watch::Sender<u64>,
+    /// Whether partitions were assigned, and where they begin is committed.
+    begun: watch::Sender<bool>,
+    /// What is new to the group was sent since this consumer was built, and is read from its start.
+    started: AtomicBool,
+    /// The brokers do not know a topic any more.
+    missing: AtomicBool,
+    /// What the group has given could not be taken up.
+    rejoin: AtomicBool,
 }
 
 impl Group {
     pub(crate) fn new(session: Arc<Session>) -> Self {
-        Self { session, failure: Mutex::default(), assignments: watch::channel(0).0 }
+        Self {
+            session,
+            failure: Mutex::default(),
+            begun: watch::channel(false).0,
+            started: AtomicBool::new(false),
+            missing: AtomicBool::new(false),
+            rejoin: AtomicBool::new(false),
+        }
     }
 
     fn name(&self, topic: Topic) -> String {
@@ -65,39 +86,92 @@ impl Group {
     }
 
     fn assign(&self, consumer: &BaseConsumer<Self>, assigned: &mut TopicPartitionList) -> KafkaResult<()> {
-        // Without it, it is read from where the client finds it, and only the attempts of crashes are not known.
-        let committed = consumer.committed_offsets(assigned.clone(), ASKING);
-        if let Err(error) = &committed {
-            self.note(error::from_client("committed offsets", error.clone()));
-        }
-        for mut place in assigned.elements() {
-            let (topic, partition) = (place.topic().to_owned(), place.partition());
-            let slot = self.slot(&topic, partition);
-            let found = committed.as_ref().ok().and_then(|list| list.find_partition(&topic, partition));
-            let position = match found.map(|found| (found.offset(), found.metadata().to_owned())) {
-                Some((Offset::Offset(next), metadata)) => (Position::decode(next, &metadata), false),
-                _ => (self.beginning(consumer, slot)?, true),
-            };
-            let (position, fresh) = position;
-            place.set_offset(Offset::Offset(position.next))?;
+        let deadline = Instant::now() + TAKING_UP;
+        let positions = loop {
+            match self.positions(consumer, assigned) {
+                Ok(positions) => break positions,
+                // A topic that has just been created is not known everywhere.
+                Err(_) if Instant::now() < deadline && !self.session.is_closing() => {
+                    std::thread::sleep(Duration::from_millis(20));
+                    continue;
+                }
+                Err(error) => {
+                    // Read from anywhere else, messages would be lost or come again: the group is asked once more.
+                    self.rejoin.store(true, Ordering::Release);
+                    assigned_or_not(consumer, &TopicPartitionList::new())?;
+                    return Err(error);
+                }
+            }
+        };
+        let mut list = TopicPartitionList::with_capacity(positions.len());
+        for (slot, position, fresh) in positions {
+            let name = self.name(slot.topic);
+            list.add_partition_offset(&name, slot.partition, Offset::Offset(position.next))?;
             self.session.own(slot, &position, fresh);
         }
-        if matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
-            consumer.incremental_assign(assigned)
-        } else {
-            consumer.assign(assigned)
+        self.started.store(true, Ordering::Release);
+        assigned_or_not(consumer, &list)
+    }
+
+    /// Where reading goes on, and whether it begins there.
+    fn positions(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        assigned: &TopicPartitionList,
+    ) -> KafkaResult<Vec<(Slot, Position, bool)>> {
+        let committed = consumer.committed_offsets(assigned.clone(), ASKING)?;
+        let mut known = None;
+        let mut positions = Vec::with_capacity(assigned.count());
+        for place in committed.elements() {
+            place.error()?;
+            let slot = self.slot(place.topic(), place.partition());
+            positions.push(match place.offset() {
+                Offset::Offset(next) => (slot, Position::decode(next, place.metadata()), false),
+                _ => (slot, self.beginning(consumer, slot, &mut known)?, true),
+            });
         }
+        Ok(positions)
     }
 
     /// Where a group begins that has not read the partition yet.
-    fn beginning(&self, consumer: &BaseConsumer<Self>, slot: Slot) -> KafkaResult<Position> {
-        let (first, next) = consumer.fetch_watermarks(&self.name(slot.topic), slot.partition, ASKING)?;
-        let begins = match (slot.topic, self.session.options.config.offset_reset) {
-            (Topic::Main, OffsetReset::Latest) => next,
-            // What waits to be tried again belongs to the group.
-            _ => first,
+    fn beginning(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        slot: Slot,
+        known: &mut Option<bool>,
+    ) -> KafkaResult<Position> {
+        let (first, next) = self.session.later.range_of(&self.name(slot.topic), slot.partition)?;
+        let latest = self.session.options.config.offset_reset == OffsetReset::Latest;
+        // What waits to be tried again belongs to the group. So does what is in a partition that was added to the topic, or
+        // in a topic that was created anew: the group was there before.
+        let begins = if latest && slot.topic == Topic::Main && !self.is_known(consumer, known)? {
+            next
+        } else {
+            first
         };
         Ok(Position { next: begins, read_to: begins, ..Position::default() })
+    }
+
+    /// Whether the group has read anything of the topic.
+    fn is_known(&self, consumer: &BaseConsumer<Self>, known: &mut Option<bool>) -> KafkaResult<bool> {
+        if self.started.load(Ordering::Acquire) {
+            return Ok(true);
+        }
+        if let Some(known) = *known {
+            return Ok(known);
+        }
+        let topic = &self.session.options.config.topic;
+        let metadata = consumer.fetch_metadata(Some(topic), ASKING)?;
+        let mut all = TopicPartitionList::new();
+        for found in metadata.topics().iter().filter(|found| found.name() == topic) {
+            found.partitions().iter().for_each(|partition| {
+                all.add_partition(topic, partition.id());
+            });
+        }
+        let committed = consumer.committed_offsets(all, ASKING)?;
+        let found = committed.elements().iter().any(|place| matches!(place.offset(), Offset::Offset(_)));
+        *known = Some(found);
+        Ok(found)
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, revoked: &TopicPartitionList) -> KafkaResult<()> {
@@ -115,17 +189,35 @@ impl Group {
         } else {
             consumer.commit(&left, CommitMode::Sync)
         };
+        // Too late: what was settled since the last commit comes again to who owns it now.
         if let Err(error) = written {
-            let error = error::from_client("commit", error);
-            // Too late: what was settled since the last commit comes again to who owns it now.
-            if error.kind != ErrorKind::LeaseExpired {
-                self.note(error);
+            self.report("commit", error);
+        }
+        // What could not be taken up is not there to be taken away.
+        let assigned = consumer.assignment()?;
+        let mut taken = TopicPartitionList::new();
+        for place in revoked.elements() {
+            if assigned.find_partition(place.topic(), place.partition()).is_some() {
+                taken.add_partition(place.topic(), place.partition());
             }
         }
-        if matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
-            consumer.incremental_unassign(revoked)
+        if taken.count() > 0 && matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
+            consumer.incremental_unassign(&taken)
         } else {
             consumer.unassign()
+        }
+    }
+
+    /// What has gone wrong is told to who receives, unless it is mended here: a topic that is gone is declared again, and who
+    /// is no longer a member becomes one.
+    fn report(&self, what: &str, error: KafkaError) {
+        if is_missing(&error) {
+            self.missing.store(true, Ordering::Release);
+            return self.session.wake();
+        }
+        let error = error::from_client(what, error);
+        if error.kind != ErrorKind::LeaseExpired {
+            self.note(error);
         }
     }
 
@@ -137,7 +229,7 @@ impl Group {
 
 impl ClientContext for Group {
     fn error(&self, error: KafkaError, _reason: &str) {
-        self.note(error::from_client("connection", error));
+        self.report("connection", error);
     }
 
     fn log(&self, _level: rdkafka::config::RDKafkaLogLevel, _fac: &str, _message: &str) {}
@@ -155,11 +247,33 @@ impl ConsumerContext for Group {
             _ => self.revoke(consumer, partitions),
         };
         match outcome {
-            Ok(()) => self.assignments.send_modify(|count| *count += 1),
-            Err(error) => self.note(error::from_client("rebalance", error)),
+            Ok(()) => {}
+            Err(error) => self.report("rebalance", error),
         }
         self.session.wake();
     }
+}
+
+/// What the client is to read of what it was given.
+fn assigned_or_not(consumer: &BaseConsumer<Group>, list: &TopicPartitionList) -> KafkaResult<()> {
+    if matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
+        consumer.incremental_assign(list)
+    } else {
+        consumer.assign(list)
+    }
+}
+
+/// The brokers do not know the topic.
+fn is_missing(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::UnknownTopicOrPartition
+                | Code::UnknownTopic
+                | Code::UnknownTopicId
+                | Code::UnknownPartition
+        )
+    )
 }
 
 fn add(list: &mut TopicPartitionList, topic: &str, partition: i32, position: &Position) -> KafkaResult<()> {
@@ -180,6 +294,17 @@ pub(crate) struct Reader {
     ahead: usize,
     grown_at: u64,
     look: Option<Look>,
+    /// The brokers do not know a topic any more, or again.
+    repair: Arc<Mutex<Repair>>,
+}
+
+/// What becomes of a topic that was deleted.
+#[derive(Debug, Default)]
+enum Repair {
+    #[default]
+    Idle,
+    Asked,
+    Declared(Vec<String>),
 }
 
 /// A look that is being answered.
@@ -192,7 +317,7 @@ struct Look {
 
 impl Reader {
     /// Joins the group; the thread ends when the session is closed.
-    pub(crate) fn start(session: &Arc<Session>) -> Result<watch::Receiver<u64>> {
+    pub(crate) fn start(session: &Arc<Session>) -> Result<watch::Receiver<bool>> {
         let options = &session.options;
         let mut consumer: BaseConsumer<Group> = consumer(options)
             .create_with_context(Group::new(Arc::clone(session)))
@@ -203,11 +328,8 @@ impl Reader {
                 session.wake();
             }
         });
-        let assignments = consumer.context().assignments.subscribe();
-        let retry = options.retry_topic();
-        consumer
-            .subscribe(&[options.config.topic.as_str(), retry.as_str()])
-            .map_err(|error| error::from_client("subscribe", error))?;
+        let begun = consumer.context().begun.subscribe();
+        subscribe(&consumer, options).map_err(|error| error::from_client("subscribe", error))?;
         let now = Instant::now();
         let reader = Self {
             consumer,
@@ -219,11 +341,12 @@ impl Reader {
             ahead: 1,
             grown_at: 0,
             look: None,
+            repair: Arc::default(),
         };
         let spawned =
             std::thread::Builder::new().name("buqueue-kafka".to_owned()).spawn(move || reader.run());
         match spawned {
-            Ok(_) => Ok(assignments),
+            Ok(_) => Ok(begun),
             Err(error) => {
                 let kind =
                     ErrorKind::BackendSpecific { code: "thread".to_owned(), message: error.to_string() };
@@ -242,6 +365,8 @@ impl Reader {
 
     fn step(&mut self) {
         self.take_in();
+        self.rejoin();
+        self.repair();
         self.flow();
         self.hand_over();
         self.answer_looks();
@@ -264,11 +389,91 @@ impl Reader {
                         (incoming.message, incoming.story)
                     });
                 }
-                Some(Err(error)) => self.consumer.context().note(error::from_client("receive", error)),
+                Some(Err(error)) => match error.rdkafka_error_code() {
+                    Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.restart(&[]),
+                    _ => self.consumer.context().report("receive", error),
+                },
             }
         }
         // There may be more.
         self.session.wake();
+    }
+
+    /// Somebody has deleted a topic: it is declared again.
+    fn declare(&self) {
+        let mut repair = lock(&self.repair);
+        if !matches!(*repair, Repair::Idle) {
+            return;
+        }
+        *repair = Repair::Asked;
+        drop(repair);
+        let (session, repair) = (Arc::clone(&self.session), Arc::clone(&self.repair));
+        session.runtime.clone().spawn(async move {
+            let declared = async { Topology::new(&session.options)?.ensure_all().await }.await;
+            match declared {
+                Ok(names) => *lock(&repair) = Repair::Declared(names),
+                Err(error) => {
+                    session.mailbox.fail(error);
+                    tokio::time::sleep(REPAIR_AGAIN).await;
+                    *lock(&repair) = Repair::Idle;
+                }
+            }
+            session.wake();
+        });
+    }
+
+    /// Leaves the group and joins it again, when what it gave could not be taken up.
+    fn rejoin(&mut self) {
+        let group = self.consumer.context();
+        if Instant::now() < self.not_before || !group.rejoin.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        self.not_before = Instant::now() + self.backoff.next_delay();
+        self.consumer.unsubscribe();
+        if let Err(error) = subscribe(&self.consumer, &self.session.options) {
+            group.rejoin.store(true, Ordering::Release);
+            group.report("subscribe", error);
+        }
+    }
+
+    fn repair(&mut self) {
+        if self.consumer.context().missing.swap(false, Ordering::AcqRel) {
+            self.declare();
+        }
+        let mut repair = lock(&self.repair);
+        let Repair::Declared(names) = &mut *repair else { return };
+        let names = std::mem::take(names);
+        *repair = Repair::Idle;
+        drop(repair);
+        self.restart(&names);
+    }
+
+    /// Begins at the start with what is left of partitions of which there is no more what was to be read next, and with those
+    /// of topics that are new. Their deliveries are no longer ours to settle.
+    fn restart(&self, created: &[String]) {
+        let group = self.consumer.context();
+        for slot in self.session.slots() {
+            let name = group.name(slot.topic);
+            let restarted = self.session.later.range_of(&name, slot.partition).and_then(|(first, next)| {
+                let reads = self.session.next(slot).unwrap_or(first);
+                if (first..=next).contains(&reads) && !created.contains(&name) {
+                    return Ok(());
+                }
+                self.session.disown(slot);
+                self.session.own(
+                    slot,
+                    &Position { next: first, read_to: first, ..Position::default() },
+                    true,
+                );
+                let mut list = TopicPartitionList::new();
+                list.add_partition_offset(&name, slot.partition, Offset::Offset(first))?;
+                self.consumer.incremental_unassign(&list)?;
+                self.consumer.incremental_assign(&list)
+            });
+            if let Err(error) = restarted {
+                group.report("restart", error);
+            }
+        }
     }
 
     /// Reads no more than is wanted.
@@ -284,7 +489,7 @@ impl Reader {
         let changed = if wanted { self.consumer.pause(&assigned) } else { self.consumer.resume(&assigned) };
         match changed {
             Ok(()) => self.paused = wanted,
-            Err(error) => self.consumer.context().note(error::from_client("pause", error)),
+            Err(error) => self.consumer.context().report("pause", error),
         }
     }
 
@@ -306,13 +511,18 @@ impl Reader {
         let target = wishes.demand.max(if fast || lately { self.ahead } else { 0 });
         let alone = !self.session.is_out() && wishes.ready == 0;
         let started = self.session.start(target.saturating_sub(wishes.ready), alone);
-        if started.is_empty() && self.committed_at.elapsed() < COMMIT_EVERY {
+        let begins = !*self.consumer.context().begun.borrow();
+        if started.is_empty() && self.committed_at.elapsed() < COMMIT_EVERY && !begins {
             return;
         }
         // It blocks, and meanwhile the client fetches on.
         match self.commit() {
             Ok(()) => {
                 self.backoff.reset();
+                let group = self.consumer.context();
+                if group.started.load(Ordering::Acquire) {
+                    group.begun.send_if_modified(|begun| !std::mem::replace(begun, true));
+                }
                 // Those whose partition has gone meanwhile are somebody else's.
                 let ours: Vec<Held> =
                     started.into_iter().filter(|held| self.session.check(held.place).is_ok()).collect();
@@ -325,10 +535,7 @@ impl Reader {
                 self.session.commit_again();
                 self.not_before = Instant::now() + self.backoff.next_delay();
                 // Somebody joins or leaves: the client goes along, and then it is tried again.
-                let error = error::from_client("commit", error);
-                if error.kind != ErrorKind::LeaseExpired {
-                    self.consumer.context().note(error);
-                }
+                self.consumer.context().report("commit", error);
             }
         }
     }
@@ -357,10 +564,11 @@ impl Reader {
             let mut ends = Vec::new();
             for slot in self.session.slots() {
                 let name = self.consumer.context().name(slot.topic);
-                match self.consumer.fetch_watermarks(&name, slot.partition, Duration::from_secs(1)) {
+                // Asked on a connection that no fetch waits on: a broker answers one after the other.
+                match self.session.later.range_of(&name, slot.partition) {
                     Ok((_, end)) => ends.push((slot, end)),
                     Err(error) => {
-                        self.session.mailbox.fail(error::from_client("watermarks", error));
+                        self.consumer.context().report("watermarks", error);
                         self.session.mailbox.answer(wishes.looks);
                         return;
                     }
@@ -420,6 +628,10 @@ impl Reader {
     }
 }
 
+fn subscribe(consumer: &BaseConsumer<Group>, options: &KafkaOptions) -> KafkaResult<()> {
+    consumer.subscribe(&[options.config.topic.as_str(), options.retry_topic().as_str()])
+}
+
 fn consumer(options: &KafkaOptions) -> rdkafka::ClientConfig {
     let mut consumer = options.client();
     consumer
@@ -428,10 +640,13 @@ fn consumer(options: &KafkaOptions) -> rdkafka::ClientConfig {
         .set("enable.auto.offset.store", "false")
         .set("partition.assignment.strategy", "cooperative-sticky")
         // What is read from where is said with the assignment.
-        .set("auto.offset.reset", "earliest")
+        .set("auto.offset.reset", "error")
+        .set("topic.metadata.refresh.interval.ms", "5000")
         .set("isolation.level", "read_committed")
-        .set("session.timeout.ms", "6000")
-        .set("heartbeat.interval.ms", "1000")
+        .set("session.timeout.ms", options.session_timeout.as_millis().to_string())
+        // The thread polls whatever handlers do. This is how long others are waited for in a rebalance, and for its end.
+        .set("max.poll.interval.ms", options.session_timeout.max(REBALANCE).as_millis().to_string())
+        .set("heartbeat.interval.ms", (options.session_timeout / 5).as_millis().to_string())
         .set("fetch.wait.max.ms", "200")
         .set("fetch.error.backoff.ms", "100")
         .set("queued.min.messages", "1000")

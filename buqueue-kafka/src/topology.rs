@@ -1,5 +1,6 @@
 //! Topics: verified, or created where there are none.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::metadata::Metadata;
+use rdkafka::{Offset, TopicPartitionList};
 
 use crate::config::{KafkaOptions, invalid};
 use crate::error;
@@ -15,6 +17,15 @@ use crate::levels::LEVELS;
 
 /// How long a new topic may take until its leaders are known.
 const SETTLING: Duration = Duration::from_millis(50);
+
+/// A topic as it is created where there is none.
+struct Wanted {
+    name: String,
+    partitions: i32,
+    /// One that has fewer is of no use.
+    at_least: i32,
+    settings: &'static [(&'static str, &'static str)],
+}
 
 /// Creates and looks at topics.
 pub(crate) struct Topology {
@@ -28,66 +39,97 @@ impl Topology {
         Ok(Self { admin: Arc::new(admin), options: options.clone() })
     }
 
-    /// The topic itself; how many partitions it has.
-    pub(crate) async fn ensure_topic(&self) -> Result<i32> {
-        let config = &self.options.config;
-        self.ensure(&config.topic, config.partitions, &[]).await
+    /// The topic itself.
+    pub(crate) async fn ensure_topic(&self) -> Result<()> {
+        self.ensure(&[self.topic()]).await.map(drop)
     }
 
-    /// Where the group's failed messages come back.
-    pub(crate) async fn ensure_retry_topic(&self) -> Result<i32> {
-        self.ensure(&self.options.retry_topic(), self.options.config.partitions, &[]).await
-    }
-
-    /// Where messages wait: a partition for each level, kept until they are sent on, with the times of the broker.
+    /// Where messages wait.
     pub(crate) async fn ensure_delay_topic(&self) -> Result<()> {
-        let kept = [("retention.ms", "-1"), ("message.timestamp.type", "LogAppendTime")];
-        let name = self.options.delay_topic();
-        let partitions = self.ensure(&name, LEVELS, &kept).await?;
-        if partitions < LEVELS {
-            return Err(invalid(format!("topic: {name:?} has {partitions} partitions, and needs {LEVELS}")));
-        }
-        Ok(())
+        self.ensure(&[self.delay_topic()]).await.map(drop)
     }
 
-    async fn ensure(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) -> Result<i32> {
-        let deadline = Instant::now() + self.options.connection_timeout;
-        // Asked about first, it would be created by that, as the broker likes.
-        let copies = self.options.config.replication_factor.map_or(-1, i32::from);
-        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(copies));
-        for (key, value) in settings {
-            new = new.set(key, value);
+    /// What a consumer needs: the topic, where the group's failed messages come back, and where messages wait. Tells which
+    /// were created.
+    pub(crate) async fn ensure_all(&self) -> Result<Vec<String>> {
+        let retry = Wanted { name: self.options.retry_topic(), ..self.topic() };
+        self.ensure(&[self.topic(), retry, self.delay_topic()]).await
+    }
+
+    /// Others of the queue's, with as many partitions.
+    pub(crate) async fn ensure_topics(&self, names: impl IntoIterator<Item = String>) -> Result<()> {
+        let wanted: Vec<Wanted> = names.into_iter().map(|name| Wanted { name, ..self.topic() }).collect();
+        self.ensure(&wanted).await.map(drop)
+    }
+
+    /// Deletes the records of `topic` below an offset, partition by partition.
+    pub(crate) async fn delete_below(&self, topic: &str, offsets: &HashMap<i32, i64>) -> Result<()> {
+        let failed = |error| error::from_client("DeleteRecords", error);
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in offsets {
+            list.add_partition_offset(topic, *partition, Offset::Offset(*offset)).map_err(failed)?;
         }
+        self.admin.delete_records(&list, &AdminOptions::new()).await.map(drop).map_err(failed)
+    }
+
+    fn topic(&self) -> Wanted {
+        let config = &self.options.config;
+        Wanted { name: config.topic.clone(), partitions: config.partitions, at_least: 1, settings: &[] }
+    }
+
+    /// A partition for each level, kept until they are sent on, with the times of the broker.
+    fn delay_topic(&self) -> Wanted {
+        let settings = &[("retention.ms", "-1"), ("message.timestamp.type", "LogAppendTime")];
+        Wanted { name: self.options.delay_topic(), partitions: LEVELS, at_least: LEVELS, settings }
+    }
+
+    async fn ensure(&self, wanted: &[Wanted]) -> Result<Vec<String>> {
+        let deadline = Instant::now() + self.options.connection_timeout;
+        let copies = self.options.config.replication_factor.map_or(-1, i32::from);
+        // Asked about first, they would be created by that, as the broker likes.
+        let new = wanted.iter().map(|topic| {
+            let new = NewTopic::new(&topic.name, topic.partitions, TopicReplication::Fixed(copies));
+            topic.settings.iter().fold(new, |new, (key, value)| new.set(key, value))
+        });
+        let new: Vec<NewTopic<'_>> = new.collect();
         let patience = AdminOptions::new().operation_timeout(Some(self.options.request_timeout));
-        let created = self.admin.create_topics([&new], &patience).await;
+        let created = self.admin.create_topics(&new, &patience).await;
         let created = created.map_err(|error| error::from_client("CreateTopics", error))?;
+        let mut fresh = Vec::new();
         for outcome in created {
             match outcome {
-                Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
-                // There it may be all the same.
-                Err((_, code)) if error::classify(code) == ErrorKind::AuthenticationFailed => {
-                    return self.partitions(topic).await?.ok_or_else(|| {
-                        let fact = format!("topic {topic:?} does not exist, and may not be created");
-                        BuqueueError::new(ErrorKind::NotFound, fact)
-                    });
-                }
-                Err((_, code)) => {
+                Ok(topic) => fresh.push(topic),
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+                Err((topic, code)) => {
                     let kind = error::classify(code);
+                    // Who may not create it may use it all the same, where it is.
+                    if kind == ErrorKind::AuthenticationFailed && self.partitions(&topic).await?.is_some() {
+                        continue;
+                    }
                     let fact = format!("topic {topic:?} does not exist, and cannot be created: {code}");
                     return Err(BuqueueError::new(kind, fact));
                 }
             }
         }
-        loop {
-            if let Some(count) = self.partitions(topic).await? {
-                return Ok(count);
+        for topic in wanted {
+            let name = &topic.name;
+            let partitions = loop {
+                if let Some(count) = self.partitions(name).await? {
+                    break count;
+                }
+                if Instant::now() >= deadline {
+                    let fact = format!("topic {name:?} was created, and has no leaders yet");
+                    return Err(BuqueueError::new(ErrorKind::ConnectionLost, fact));
+                }
+                tokio::time::sleep(SETTLING).await;
+            };
+            if partitions < topic.at_least {
+                let fact =
+                    format!("topic: {name:?} has {partitions} partitions, and needs {}", topic.at_least);
+                return Err(invalid(fact));
             }
-            if Instant::now() >= deadline {
-                let fact = format!("topic {topic:?} was created, and has no leaders yet");
-                return Err(BuqueueError::new(ErrorKind::ConnectionLost, fact));
-            }
-            tokio::time::sleep(SETTLING).await;
         }
+        Ok(fresh)
     }
 
     /// How many partitions a topic has; `None` where there is none, or it has no leaders yet.

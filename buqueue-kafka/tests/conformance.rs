@@ -1,16 +1,20 @@
 //! Kafka keeps the contract.
 //!
-//! Needs a broker: `BUQUEUE_TEST_KAFKA=127.0.0.1:19092`. The cases that restart it call the program in `BUQUEUE_XTASK`, or
+//! Needs a broker: `BUQUEUE_TEST_KAFKA=127.0.0.1:19092`. A broker tells its clients where to connect; for the cases with a
+//! proxy it has further listeners, `BUQUEUE_TEST_KAFKA_PROXIED=19101-19116:20`: at each of these ports it sends its clients
+//! to the port that is 20 above. The cases that restart it call the program in `BUQUEUE_XTASK`, or
 //! `cargo xtask`, with the name of the set-up in `BUQUEUE_TEST_KAFKA_SETUP` (`kafka`).
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
-use std::net::SocketAddr;
+use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use buqueue_conformance::{Excluded, Foreign, Harness, Hook, Setup, Skip};
 use buqueue_core::QueueBuilder;
-use buqueue_kafka::{KafkaBackend, KafkaConfig, OffsetReset};
+use buqueue_kafka::{KafkaBackend, KafkaBuilderExt, KafkaConfig, OffsetReset};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
@@ -19,14 +23,51 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 
 struct Broker {
     address: String,
+    /// The listener that this case has for itself, once it has asked for one.
+    proxied: OnceLock<Result<Listener, &'static str>>,
+}
+
+/// A listener of the broker that sends its clients through a proxy; nobody else's until dropped.
+struct Listener {
+    port: u16,
+    distance: u16,
+}
+
+/// The ports of the listeners that are in use, and the one that was taken last.
+static LISTENERS: Mutex<(BTreeSet<u16>, u16)> = Mutex::new((BTreeSet::new(), 0));
+
+impl Listener {
+    fn take() -> Result<Self, &'static str> {
+        let text = std::env::var("BUQUEUE_TEST_KAFKA_PROXIED")
+            .map_err(|_| "the broker has no listeners for proxies: BUQUEUE_TEST_KAFKA_PROXIED is not set")?;
+        let (ports, distance) = text.split_once(':').unwrap();
+        let (first, last) = ports.split_once('-').unwrap();
+        let (first, last): (u16, u16) = (first.parse().unwrap(), last.parse().unwrap());
+        let mut listeners = LISTENERS.lock().unwrap();
+        let (taken, latest) = &mut *listeners;
+        // In turn, so that stragglers of an earlier case do not meet the next one's proxy.
+        let free = |port: &u16| !taken.contains(port);
+        let port = ((*latest + 1).max(first)..=last).find(free).or_else(|| (first..=last).find(free));
+        let port = port.expect("there are fewer cases at a time than listeners");
+        taken.insert(port);
+        *latest = port;
+        Ok(Self { port, distance: distance.parse().unwrap() })
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        LISTENERS.lock().unwrap().0.remove(&self.port);
+    }
 }
 
 impl Broker {
     fn config(&self, setup: &Setup) -> KafkaConfig {
         KafkaConfig {
-            brokers: vec![self.address.clone()],
+            brokers: vec![setup.via.map_or_else(|| self.address.clone(), |proxy| proxy.to_string())],
             topic: setup.queue.clone(),
-            group_id: setup.group.clone(),
+            // Members of one group wait for each other also where they read different topics.
+            group_id: format!("{}-{}", setup.queue, setup.group),
             offset_reset: OffsetReset::Earliest,
             partitions: 3,
             ..KafkaConfig::default()
@@ -46,15 +87,29 @@ impl Harness for Broker {
     async fn connect() -> Result<Self, Skip> {
         let address =
             std::env::var("BUQUEUE_TEST_KAFKA").map_err(|_| Skip::new("BUQUEUE_TEST_KAFKA is not set"))?;
-        Ok(Self { address })
+        Ok(Self { address, proxied: OnceLock::new() })
     }
 
     fn builder(&self, setup: &Setup) -> QueueBuilder<KafkaBackend> {
+        // The harness' lease is how long who is gone is waited for.
         KafkaBackend::builder(self.config(setup))
+            .session_timeout(setup.lease.min(Duration::from_secs(6)))
+            .response_timeout(Duration::from_millis(1500))
+    }
+
+    fn lease(&self) -> Duration {
+        Duration::from_millis(700)
     }
 
     fn broker_addr(&self) -> Hook<SocketAddr> {
-        Err(Excluded::new("the client connects to the address that the broker says, and passes a proxy by"))
+        let listener = self.proxied.get_or_init(Listener::take).as_ref();
+        let listener = listener.map_err(|why| Excluded::new(*why))?;
+        Ok((Ipv4Addr::LOCALHOST, listener.port).into())
+    }
+
+    fn proxy_addr(&self) -> Option<SocketAddr> {
+        let listener = self.proxied.get()?.as_ref().ok()?;
+        Some((Ipv4Addr::LOCALHOST, listener.port + listener.distance).into())
     }
 
     async fn restart_broker(&self) -> Hook<()> {

@@ -155,7 +155,7 @@ impl Service {
         }
         match case {
             "stream::take_some" if fifo => Err(Excluded::new(
-                "messages without a key are in no order, and of one key no more come while some are in flight",
+                "SQS hands out no more of a group while some of it is in flight",
             )),
             "order::acks_do_not_matter" if fifo => {
                 Err(Excluded::new("SQS hands out no more of a group while some of it is in flight"))

@@ -10,6 +10,12 @@ pub mod memory {
     pub use buqueue_memory::*;
 }
 
+/// The Kafka backend (feature `kafka`).
+#[cfg(feature = "kafka")]
+pub mod kafka {
+    pub use buqueue_kafka::*;
+}
+
 /// The NATS JetStream backend (feature `nats`).
 #[cfg(feature = "nats")]
 pub mod nats {

@@ -36,16 +36,18 @@ const BROKERS: &[&str] = &[
     "nats-auth",
     "rabbitmq",
     "sqs",
+    "kafka",
 ];
 
 /// The packages with a conformance suite.
 const BACKENDS: &[&str] =
-    &["buqueue-memory", "buqueue-nats", "buqueue-rabbitmq", "buqueue-redis", "buqueue-sqs"];
+    &["buqueue-kafka", "buqueue-memory", "buqueue-nats", "buqueue-rabbitmq", "buqueue-redis", "buqueue-sqs"];
 
 /// The quickstart's name of a broker, the variable that tells the tests where it is, and the one that tells the
 /// quickstart.
 const STORIES: &[(&str, &str, &str)] = &[
     ("redis", "BUQUEUE_TEST_REDIS", "REDIS_URL"),
+    ("kafka", "BUQUEUE_TEST_KAFKA", "KAFKA_BROKERS"),
     ("nats", "BUQUEUE_TEST_NATS", "NATS_URL"),
     ("rabbitmq", "BUQUEUE_TEST_RABBITMQ", "AMQP_URL"),
     ("sqs", "BUQUEUE_TEST_SQS", "SQS_ENDPOINT"),
@@ -174,6 +176,7 @@ fn brokers_up(report: &mut Report, set_ups: &[String]) -> Result<Vec<Endpoint>> 
             Ok(endpoints) => {
                 // The tests restart it by this name.
                 let set_up = endpoints.first().and_then(|endpoint| match endpoint.variable {
+                    "BUQUEUE_TEST_KAFKA" => Some("BUQUEUE_TEST_KAFKA_SETUP"),
                     "BUQUEUE_TEST_NATS" => Some("BUQUEUE_TEST_NATS_SETUP"),
                     "BUQUEUE_TEST_RABBITMQ" => Some("BUQUEUE_TEST_RABBITMQ_SETUP"),
                     "BUQUEUE_TEST_SQS" => Some("BUQUEUE_TEST_SQS_SETUP"),
@@ -263,7 +266,7 @@ fn dependency_tree() -> Result<String> {
         ("sqs", "aws-sdk-sqs"),
     ];
     let mut counts = vec![format!("memory {} crates", memory.len())];
-    for (feature, own) in CLIENTS.iter().filter(|(feature, _)| *feature != "kafka") {
+    for (feature, own) in CLIENTS {
         let tree = crates(feature)?;
         for (_, foreign) in CLIENTS.iter().filter(|(_, client)| client != own).chain(&[("", "opentelemetry")])
         {

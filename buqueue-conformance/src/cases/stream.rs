@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use buqueue_core::{Delivery, Feature};
+use buqueue_core::{Delivery, Feature, Message};
 use futures_util::{StreamExt, TryStreamExt, future};
 
 use crate::support::{
@@ -14,7 +14,8 @@ use crate::{Ctx, Harness, Outcome};
 /// The first few items, in order.
 pub async fn take_some<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, consumer) = cx.pair().await;
-    send_all(&producer, numbered("m", 5)).await;
+    // In order with each other.
+    send_all(&producer, numbered("m", 5).into_iter().map(|m| Message::new(m).with_routing_key("k"))).await;
     let deliveries: Vec<Delivery> =
         within(SOON, "three items", consumer.into_stream().take(3).try_collect()).await.unwrap();
     let texts: Vec<String> = deliveries.iter().map(text).collect();
@@ -162,7 +163,7 @@ pub async fn dropped_while_waiting_loses_nothing<H: Harness>(cx: &Ctx<H>) -> Out
     let producer = cx.producer(&setup).await;
     for polls in 1..=6 {
         let mut stream = cx.consumer(&setup).await.into_stream();
-        let sending = producer.send(buqueue_core::Message::new(format!("m-{polls}")));
+        let sending = producer.send(Message::new(format!("m-{polls}")));
         let (sent, item) = future::join(sending, dropped_after(polls, stream.next())).await;
         sent.unwrap();
         drop((item, stream));

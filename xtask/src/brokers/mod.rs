@@ -40,8 +40,8 @@ pub const ABOUT: &str =
 
     NAME is one of redis, nats, rabbitmq, kafka, sqs (all five where none is given), or one more
     set-up: redis-auth, redis-tls, redis-sentinel, redis-cluster (redis-all is every Redis), nats-auth,
-    the older servers nats-2.10 and nats-2.9, the newer rabbitmq-4.0 and rabbitmq-4.3 (as root), and
-    sqs-localstack, the other emulator.
+    the older servers nats-2.10 and nats-2.9, the newer rabbitmq-4.0 and rabbitmq-4.3 (as root),
+    sqs-localstack, the other emulator, and kafka-cluster, three nodes.
     BUQUEUE_TEST_REDIS, _NATS, _RABBITMQ, _KAFKA or _SQS makes that endpoint be used as it is.
 ";
 
@@ -115,6 +115,7 @@ const BROKERS: &[&dyn Broker] = &[
     &rabbitmq::RABBITMQ_4_0,
     &rabbitmq::RABBITMQ_4_3,
     &sqs::LOCALSTACK,
+    &kafka::CLUSTER,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
