@@ -69,8 +69,9 @@ impl driver::Backend for KafkaBackend {
     async fn connect_producer(options: &KafkaOptions) -> Result<KafkaProducer> {
         options.validate(false)?;
         in_time(options, async {
-            Topology::new(options)?.ensure_topic().await?;
-            Ok(KafkaProducer::new(Publisher::new(options)?, options))
+            let publisher = Publisher::new(options)?;
+            publisher.unless_refused(Topology::new(options)?.ensure_topic()).await?;
+            Ok(KafkaProducer::new(publisher, options))
         })
         .await
     }
@@ -78,8 +79,9 @@ impl driver::Backend for KafkaBackend {
     async fn connect_consumer(options: &KafkaOptions) -> Result<KafkaConsumer> {
         options.validate(true)?;
         in_time(options, async {
-            Topology::new(options)?.ensure_all().await?;
-            let later = Later::new(Publisher::new(options)?, options);
+            let publisher = Publisher::new(options)?;
+            publisher.unless_refused(Topology::new(options)?.ensure_all()).await?;
+            let later = Later::new(publisher, options);
             let session = Arc::new(Session::new(options.clone(), later));
             let mut begun = Reader::start(&session)?;
             let closing = CloseUnlessDone(Some(Arc::clone(&session)));

@@ -8,6 +8,8 @@ use rdkafka::ClientConfig;
 
 use crate::KafkaBackend;
 
+/// The client's limit.
+const LONGEST_SESSION: Duration = Duration::from_secs(60 * 60);
 /// The longest name of a topic.
 const LONGEST_TOPIC: usize = 249;
 
@@ -298,6 +300,12 @@ impl KafkaOptions {
             if timeout < Duration::from_millis(100) {
                 return Err(invalid(format!("{field}: must be at least 100 ms, is {timeout:?}")));
             }
+        }
+        if self.session_timeout > LONGEST_SESSION {
+            return Err(invalid(format!(
+                "session_timeout: must be at most {LONGEST_SESSION:?}, is {:?}",
+                self.session_timeout
+            )));
         }
         // The client wants a second more than what a fetch waits at the broker.
         if self.response_timeout < Duration::from_millis(1200) {

@@ -70,7 +70,11 @@ pub(crate) fn classify(code: Code) -> ErrorKind {
 /// `what` was asked for.
 pub(crate) fn from_client(what: &str, error: KafkaError) -> BuqueueError {
     let (kind, words) = match &error {
-        KafkaError::ClientConfig(_, words, key, _) => (ErrorKind::InvalidConfig, format!("{key}: {words}")),
+        // Files that cannot be read, and what does not go together.
+        KafkaError::ClientCreation(words) => (ErrorKind::InvalidConfig, words.clone()),
+        KafkaError::ClientConfig(_, words, key, _) => {
+            (ErrorKind::InvalidConfig, format!("{key}: {}", words.trim()))
+        }
         KafkaError::AdminOp(code) => (classify(*code), code.to_string()),
         other => match other.rdkafka_error_code() {
             Some(code) => (classify(code), code.to_string()),

@@ -104,6 +104,7 @@ mod metadata;
 mod producer;
 mod publisher;
 mod reader;
+mod refusals;
 mod session;
 mod topology;
 mod tracker;

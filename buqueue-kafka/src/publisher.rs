@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::config::KafkaOptions;
 use crate::convert::{self, Delayed, Story};
 use crate::error;
+use crate::refusals::Refusals;
 
 /// How long it waits until the client's queue has room again.
 const FULL: Duration = Duration::from_millis(5);
@@ -21,8 +22,9 @@ const RANGE: Duration = Duration::from_secs(2);
 /// Sends records to any topic.
 #[derive(Clone)]
 pub(crate) struct Publisher {
-    producer: Arc<FutureProducer>,
+    producer: Arc<FutureProducer<Refusals>>,
     timeout: Duration,
+    refusals: Refusals,
 }
 
 impl std::fmt::Debug for Publisher {
@@ -41,8 +43,18 @@ pub(crate) struct To<'a> {
 
 impl Publisher {
     pub(crate) fn new(options: &KafkaOptions) -> Result<Self> {
-        let producer = options.producer().create().map_err(|error| error::from_client("producer", error))?;
-        Ok(Self { producer: Arc::new(producer), timeout: options.request_timeout })
+        let refusals = Refusals::default();
+        let producer = options.producer().create_with_context(refusals.clone());
+        let producer = producer.map_err(|error| error::from_client("producer", error))?;
+        Ok(Self { producer: Arc::new(producer), timeout: options.request_timeout, refusals })
+    }
+
+    /// Does `work`, unless the brokers refuse this client meanwhile.
+    pub(crate) async fn unless_refused<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            done = work => done,
+            refusal = self.refusals.refused() => Err(refusal),
+        }
     }
 
     /// Sends one and waits until it is accepted.
@@ -101,7 +113,15 @@ impl Publisher {
 
     /// The first offset of a partition, and the next. Blocks.
     pub(crate) fn range_of(&self, topic: &str, partition: i32) -> KafkaResult<(i64, i64)> {
-        self.producer.client().fetch_watermarks(topic, partition, RANGE)
+        let client = self.producer.client();
+        match client.fetch_watermarks(topic, partition, RANGE) {
+            // It is new: asked about the topic, the client learns of it.
+            Err(error) if error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition) => {
+                client.fetch_metadata(Some(topic), RANGE)?;
+                client.fetch_watermarks(topic, partition, RANGE)
+            }
+            range => range,
+        }
     }
 
     /// Has the client ask about a topic that it knows not to exist: by itself it would only do so minutes later.

@@ -201,7 +201,7 @@ impl Group {
                 taken.add_partition(place.topic(), place.partition());
             }
         }
-        if taken.count() > 0 && matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
+        if matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
             consumer.incremental_unassign(&taken)
         } else {
             consumer.unassign()

@@ -52,7 +52,9 @@ impl Topology {
     /// What a consumer needs: the topic, where the group's failed messages come back, and where messages wait. Tells which
     /// were created.
     pub(crate) async fn ensure_all(&self) -> Result<Vec<String>> {
-        let retry = Wanted { name: self.options.retry_topic(), ..self.topic() };
+        // Partitions are dealt out by their number, whatever they hold: few of these, or somebody had nothing else.
+        let partitions = (self.options.config.partitions / 4).max(1);
+        let retry = Wanted { name: self.options.retry_topic(), partitions, ..self.topic() };
         self.ensure(&[self.topic(), retry, self.delay_topic()]).await
     }
 
@@ -93,6 +95,7 @@ impl Topology {
         });
         let new: Vec<NewTopic<'_>> = new.collect();
         let patience = AdminOptions::new().operation_timeout(Some(self.options.request_timeout));
+        let patience = patience.request_timeout(Some(self.options.connection_timeout));
         let created = self.admin.create_topics(&new, &patience).await;
         let created = created.map_err(|error| error::from_client("CreateTopics", error))?;
         let mut fresh = Vec::new();

@@ -154,9 +154,9 @@ impl Service {
             ));
         }
         match case {
-            "stream::take_some" if fifo => Err(Excluded::new(
-                "SQS hands out no more of a group while some of it is in flight",
-            )),
+            "stream::take_some" if fifo => {
+                Err(Excluded::new("SQS hands out no more of a group while some of it is in flight"))
+            }
             "order::acks_do_not_matter" if fifo => {
                 Err(Excluded::new("SQS hands out no more of a group while some of it is in flight"))
             }

@@ -1,6 +1,13 @@
 //! What bad input is answered with: one row of the table, one test. Each row states the kind and the words that name
 //! the field or the fact. Run with `--nocapture` to read the table.
-#![cfg(all(feature = "kafka", feature = "memory", feature = "nats", feature = "rabbitmq", feature = "redis", feature = "sqs"))]
+#![cfg(all(
+    feature = "kafka",
+    feature = "memory",
+    feature = "nats",
+    feature = "rabbitmq",
+    feature = "redis",
+    feature = "sqs"
+))]
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
