@@ -1,6 +1,7 @@
 //! What a running case holds: the harness, and names of its own.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use buqueue_core::driver::Backend;
@@ -22,11 +23,13 @@ pub struct Ctx<H> {
     harness: H,
     case: Case,
     module: &'static str,
+    /// The names that were given away.
+    queues: Mutex<Vec<String>>,
 }
 
 impl<H: Harness> Ctx<H> {
     pub(crate) fn new(harness: H, case: Case, module: &'static str) -> Self {
-        Self { harness, case, module }
+        Self { harness, case, module, queues: Mutex::default() }
     }
 
     /// The harness under test.
@@ -43,7 +46,13 @@ impl<H: Harness> Ctx<H> {
     pub fn setup(&self) -> Setup {
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let (pid, number) = (std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
-        Setup::new(format!("cf-{:x}-{pid:x}-{number:x}", since_epoch.as_millis()))
+        let name = format!("cf-{:x}-{pid:x}-{number:x}", since_epoch.as_millis());
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());
+        Setup::new(name)
+    }
+
+    pub(crate) fn queues(&self) -> Vec<String> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A fresh queue with the harness' short lease.

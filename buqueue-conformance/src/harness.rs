@@ -140,6 +140,13 @@ pub trait Harness: Sized + Send + Sync + 'static {
         async { Err(Excluded::new("the harness cannot restart the broker")) }
     }
 
+    /// Deletes what a case has left: the queue, and all that is named after it. For brokers that become slow with what they
+    /// keep. Default: nothing.
+    fn clean_up(&self, queue: &str) -> impl Future<Output = ()> + Send {
+        let _ = queue;
+        async {}
+    }
+
     /// Deletes the consumer group (durable, …) of `setup` behind the consumer's back, not the queue.
     ///
     /// # Errors

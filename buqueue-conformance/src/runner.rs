@@ -20,6 +20,9 @@ pub(crate) type Body<H> = for<'a> fn(&'a Ctx<H>) -> Pin<Box<dyn Future<Output = 
 /// A case that has not even noticed its time limit after this has blocked its thread.
 const BLOCKED: Duration = Duration::from_secs(10);
 
+/// How long a broker may take to get rid of what a case has left.
+const CLEANING: Duration = Duration::from_secs(5);
+
 /// Cases that restart the broker take it exclusively, all others share it.
 static GATE: RwLock<()> = RwLock::const_new(());
 
@@ -88,13 +91,22 @@ async fn verdict<H: Harness>(
         _together = GATE.read().await;
     }
     drop(started);
-    match tokio::time::timeout(case.time_limit(), body(&cx)).await {
+    let verdict = match tokio::time::timeout(case.time_limit(), body(&cx)).await {
         Ok(Ok(())) => Verdict::Passed,
         Ok(Err(excluded)) => Verdict::Excluded(excluded),
         Err(_) => {
             panic!("{}::{} has not ended within {} s", case.group, case.name, case.time_limit().as_secs())
         }
-    }
+    };
+    // A broker that does not get rid of it in time only becomes slower.
+    let queues = cx.queues();
+    let cleaning = async {
+        for queue in &queues {
+            cx.harness().clean_up(queue).await;
+        }
+    };
+    let _in_time = tokio::time::timeout(CLEANING, cleaning).await.is_ok();
+    verdict
 }
 
 #[expect(clippy::print_stdout, reason = "the report of a test run goes to standard output")]

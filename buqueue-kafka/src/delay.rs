@@ -191,8 +191,7 @@ impl<'a> Forwarder<'a> {
             .set("heartbeat.interval.ms", (options.session_timeout / 15).as_millis().to_string())
             .set("fetch.wait.max.ms", "100")
             .set("allow.auto.create.topics", "false");
-        let consumer: BaseConsumer<Election> =
-            settings.create_with_context(election).map_err(|error| failed(error))?;
+        let consumer: BaseConsumer<Election> = settings.create_with_context(election).map_err(failed)?;
         consumer.subscribe(&[topic.as_str()]).map_err(failed)?;
         let mut forwarder = Self {
             options,

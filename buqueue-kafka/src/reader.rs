@@ -42,7 +42,7 @@ const TAKING_UP: Duration = Duration::from_secs(3);
 /// How often the last commit is tried.
 const LAST_COMMITS: u32 = 3;
 /// How long the members of a group are waited for when partitions are dealt out anew.
-const REBALANCE: Duration = Duration::from_secs(10);
+const REBALANCE: Duration = Duration::from_secs(5);
 /// When a topic that could not be declared is tried again.
 const REPAIR_AGAIN: Duration = Duration::from_secs(1);
 

@@ -48,7 +48,7 @@ impl Listener {
         // In turn, so that stragglers of an earlier case do not meet the next one's proxy.
         let free = |port: &u16| !taken.contains(port);
         let port = ((*latest + 1).max(first)..=last).find(free).or_else(|| (first..=last).find(free));
-        let port = port.expect("there are fewer cases at a time than listeners");
+        let port = port.unwrap_or_else(|| panic!("there are more cases at a time than listeners"));
         taken.insert(port);
         *latest = port;
         Ok(Self { port, distance: distance.parse().unwrap() })
@@ -135,6 +135,28 @@ impl Harness for Broker {
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
         admin.delete_topics(&[&setup.queue], &AdminOptions::new()).await.unwrap();
         Ok(())
+    }
+
+    /// A broker takes milliseconds for each of its partitions when it starts, and there are hundreds of cases.
+    async fn clean_up(&self, queue: &str) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
+        let (admin, names) = tokio::task::spawn_blocking(move || {
+            let metadata = admin.inner().fetch_metadata(None, Duration::from_secs(3));
+            let names: Vec<String> = metadata
+                .map(|found| found.topics().iter().map(|topic| topic.name().to_owned()).collect())
+                .unwrap_or_default();
+            (admin, names)
+        })
+        .await
+        .unwrap();
+        let is_ours = |name: &&str| {
+            name.strip_prefix(queue).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        };
+        let ours: Vec<&str> = names.iter().map(String::as_str).filter(is_ours).collect();
+        if !ours.is_empty() {
+            // What is left only makes the broker slower.
+            let _tried = admin.delete_topics(&ours, &AdminOptions::new()).await.is_ok();
+        }
     }
 
     async fn inject(&self, setup: &Setup, foreign: Foreign) -> Hook<()> {

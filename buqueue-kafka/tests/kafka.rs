@@ -298,7 +298,7 @@ async fn transactions_of_others_are_read_when_they_are_committed() {
     until("no lag", async || committed(&config).iter().all(|(done, end)| *done == Some(*end))).await;
 }
 
-/// The client's `max.poll.interval.ms` is ten seconds.
+/// The client's `max.poll.interval.ms` is five seconds.
 #[tokio::test]
 async fn a_handler_may_take_longer_than_the_poll_interval() {
     let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA") else { return };
@@ -306,7 +306,7 @@ async fn a_handler_may_take_longer_than_the_poll_interval() {
     let (producer, mut consumer) = builder(&config).build_pair().await.unwrap();
     producer.send(Message::new("slow")).await.unwrap();
     let delivery = receive(&mut consumer).await;
-    nothing_for(Duration::from_secs(12), &mut consumer).await;
+    nothing_for(Duration::from_secs(8), &mut consumer).await;
     producer.send(Message::new("next")).await.unwrap();
     let next = receive(&mut consumer).await;
     assert_eq!((text(&next), next.delivery_count()), ("next".to_owned(), 1));
@@ -442,7 +442,7 @@ async fn members_come_go_and_are_killed() {
         }
     });
     let mut times = BTreeMap::<usize, u32>::new();
-    let (mut kills, mut next_kill) = (0, Instant::now() + Duration::from_secs(3));
+    let (mut kills, mut next_kill) = (0, Instant::now() + Duration::from_secs(2));
     let deadline = Instant::now() + Duration::from_secs(if cluster.is_some() { 240 } else { 100 });
     while times.len() < messages {
         assert!(Instant::now() < deadline, "{} of {messages} handled, {kills} kills", times.len());
@@ -452,7 +452,7 @@ async fn members_come_go_and_are_killed() {
             }
             continue;
         }
-        next_kill = Instant::now() + Duration::from_secs(4);
+        next_kill = Instant::now() + Duration::from_secs(if cluster.is_some() { 4 } else { 2 });
         if kills < 8 {
             kills += 1;
             members.remove(0).0.kill().await.unwrap();

@@ -238,6 +238,8 @@ group.min.session.timeout.ms=500
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 log.cleaner.backoff.ms=500
+num.recovery.threads.per.data.dir=8
+log.segment.delete.delay.ms=1000
 ",
         data.display()
     )
