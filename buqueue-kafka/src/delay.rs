@@ -31,6 +31,8 @@ use crate::topology::Topology;
 const MOST: usize = 500;
 /// How many of a partition are kept ready.
 const READY: usize = 200;
+/// How long a transaction with all its steps may take until the group takes its maker for dead.
+const POLL: Duration = Duration::from_secs(60);
 /// How long a step of a transaction may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it waits for word from the brokers before it looks around.
@@ -65,8 +67,10 @@ impl Waiting {
         };
         let due = incoming.delayed.as_ref().map_or(0, |delayed| delayed.due);
         let span = i64::try_from(levels::span(level).as_millis()).unwrap_or(i64::MAX);
-        // A clock that goes wrong does not keep it beyond its time.
-        let goes_at = if level == 0 { due } else { appended.saturating_add(span).min(due) };
+        // Where the clocks of senders differ, nobody waits behind another for longer than a level does: what is left then is
+        // waited for anew.
+        let span = if level == 0 { levels::SHORTEST_MS } else { span };
+        let goes_at = appended.saturating_add(span).min(due);
         let (message, story, delayed) = (incoming.message, incoming.story, incoming.delayed);
         Self { offset: record.offset(), goes_at, message, story, delayed }
     }
@@ -111,7 +115,8 @@ impl ConsumerContext for Election {
         let outcome = if leads {
             let mut all = TopicPartitionList::new();
             all.add_partition_range(&self.topic, 0, LEVELS - 1);
-            consumer.assign(&all)
+            // The client remembers across assignments what was paused.
+            consumer.assign(&all).and_then(|()| consumer.resume(&all))
         } else if assigning {
             consumer.assign(&TopicPartitionList::new())
         } else {
@@ -164,6 +169,8 @@ struct Forwarder<'a> {
     producer: Option<BaseProducer<Reports>>,
     waiting: HashMap<i32, VecDeque<Waiting>>,
     unsendable: &'a Arc<Mutex<HashSet<Origin>>>,
+    /// Those of them that this transaction has put off.
+    put_off: Vec<Origin>,
     /// What has been sent on, to be deleted.
     done: HashMap<i32, i64>,
     trimmed_at: Instant,
@@ -188,6 +195,7 @@ impl<'a> Forwarder<'a> {
             .set("auto.offset.reset", "earliest")
             .set("isolation.level", "read_committed")
             .set("session.timeout.ms", options.session_timeout.as_millis().to_string())
+            .set("max.poll.interval.ms", options.session_timeout.max(POLL).as_millis().to_string())
             .set("heartbeat.interval.ms", (options.session_timeout / 15).as_millis().to_string())
             .set("fetch.wait.max.ms", "100")
             .set("allow.auto.create.topics", "false");
@@ -200,6 +208,7 @@ impl<'a> Forwarder<'a> {
             producer: None,
             waiting: HashMap::new(),
             unsendable,
+            put_off: Vec::new(),
             done: HashMap::new(),
             trimmed_at: Instant::now(),
         };
@@ -277,7 +286,9 @@ impl<'a> Forwarder<'a> {
             }
             return Err(error);
         }
-        lock(self.unsendable).clear();
+        for origin in self.put_off.drain(..) {
+            lock(self.unsendable).remove(&origin);
+        }
         self.producer = Some(producer);
         Ok(())
     }
@@ -291,6 +302,9 @@ impl<'a> Forwarder<'a> {
                 let Some(record) = queue.pop_front() else { break };
                 let origin = (partition, record.offset);
                 let put_off = lock(self.unsendable).contains(&origin);
+                if put_off {
+                    self.put_off.push(origin);
+                }
                 send_one(self.options, producer, &self.topic, &record, origin, put_off)?;
                 last = Some(record.offset + 1);
                 sent += 1;
@@ -379,8 +393,9 @@ fn send_one(
     let Some(delayed) = record.delayed.as_ref().filter(|delayed| is_ours(options, &delayed.target)) else {
         return Ok(());
     };
+    let put_off = put_off.then(|| Delayed { due: now() + PUT_OFF, target: delayed.target.clone() });
+    let delayed = put_off.as_ref().unwrap_or(delayed);
     let left = delayed.due - now();
-    let left = if put_off { left.max(PUT_OFF) } else { left };
     let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
     let to = if left.is_zero() { &delayed.target } else { topic };
     let mut next = BaseRecord::<str, [u8], Box<Origin>>::with_opaque_to(to, Box::new(origin));

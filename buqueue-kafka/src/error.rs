@@ -54,11 +54,13 @@ pub(crate) fn classify(code: Code) -> ErrorKind {
         | Code::InvalidPartitions
         | Code::InvalidReplicationFactor
         | Code::InvalidConfig
+        | Code::InvalidSessionTimeout
         | Code::InconsistentGroupProtocol
         | Code::UnsupportedSASLMechanism => ErrorKind::InvalidConfig,
         Code::UnsupportedFeature | Code::UnsupportedVersion => ErrorKind::Unsupported,
         Code::IllegalGeneration
         | Code::UnknownMemberId
+        | Code::PollExceeded
         | Code::RebalanceInProgress
         | Code::FencedInstanceId
         | Code::State

@@ -49,14 +49,16 @@ impl Delivered {
             };
             let after = i64::try_from(after.min(HORIZON).as_millis()).unwrap_or(i64::MAX);
             let due = Utc::now().timestamp_millis().saturating_add(after).saturating_add(1);
-            session.later.send(&held.message, story, &session.options.retry_topic(), due).await?;
+            let sent = session.later.send(&held.message, story, &session.options.retry_topic(), due).await;
+            if let Err(error) = sent {
+                // It comes back at once, rather than never, also where nobody waits for this any more.
+                let _lost_with_its_partition = session.again(&held, true).is_err();
+                session.wake();
+                return Err(error);
+            }
             session.finish(held.place)
         });
         let moved = moving.await.unwrap_or_else(|_| Err(crate::error::lost("nack_after")));
-        if moved.is_err() {
-            // It could not be sent on: it comes back at once, rather than never.
-            let _lost_with_its_partition = self.session.again(&self.held, true).is_err();
-        }
         self.settled();
         moved
     }

@@ -11,6 +11,8 @@ use std::time::Duration;
 pub(crate) const HORIZON: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// How long the records of level 1 wait.
 const SHORTEST: Duration = Duration::from_millis(256);
+/// The same in milliseconds: what is left for level 0.
+pub(crate) const SHORTEST_MS: i64 = 256;
 /// The highest waits for more than half a year.
 pub(crate) const LEVELS: i32 = 15;
 

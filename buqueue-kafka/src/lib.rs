@@ -42,7 +42,7 @@
 //! which of those above it are not done either, and how often each has been tried. A restart therefore neither brings again
 //! what was done above a slow message, nor forgets that a message kills its process: before a message is handed out, a commit
 //! says so, one for all that are handed out together. After a crash such messages are handed out one at a time, so that no
-//! other is blamed. The metadata has 4096 bytes at most (`offset.metadata.max.bytes`); a partition is paused before it is full,
+//! other is blamed; after five seconds nobody waits for that any longer. The metadata has 4096 bytes at most (`offset.metadata.max.bytes`); a partition is paused before it is full,
 //! which takes about a thousand unfinished messages. Tools that commit offsets for the group erase what it says.
 //!
 //! A slow message does not hold up its partition, only the committed offset: what a tool shows as lag.
@@ -54,8 +54,9 @@
 //! the offset, and readers see committed records only: each is sent on once, whoever dies when. A schedule of a month takes
 //! some twenty steps. When that consumer is killed, another one goes on after
 //! [`session_timeout`](KafkaBuilderExt::session_timeout). Records that were sent on are deleted every half minute. A message
-//! that its topic does not take (it has become smaller, or may not be written) is tried again each minute, and holds up no
-//! other.
+//! that its topic does not take any more, because it is too large, is tried again each minute, and holds up no other. A topic
+//! of the queue's that the consumers may not write to holds up all. Who sends and who sends on compare their own clocks: a
+//! schedule is as early or late as they differ.
 //!
 //! # Topics
 //!
@@ -68,7 +69,7 @@
 //! # Permissions
 //!
 //! To send: `WRITE` and `DESCRIBE` on the topic, for schedules on the delay topic as well. To receive: `READ` on the topic and
-//! the group; `READ`, `WRITE`, `DESCRIBE` on the delay and the retry topic, `READ` on the group named after the delay topic,
+//! the group; `READ`, `WRITE`, `DESCRIBE` on the delay topic and the retry topics of all groups, `READ` on the group named after the delay topic,
 //! `WRITE` on the transactional id of that name and on the topic itself, `DELETE` on the delay topic, `WRITE` on the dead
 //! letter topic. `CREATE` where topics are to be created.
 //!

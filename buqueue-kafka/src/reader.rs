@@ -4,7 +4,7 @@
 //! commit serves all that are handed out together, and gathers what was settled meanwhile.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use buqueue_core::{Backoff, BuqueueError, ErrorKind, Result};
@@ -25,12 +25,14 @@ use crate::topology::Topology;
 
 /// How many records are taken from the client before other work is looked at.
 const BURST: usize = 500;
+/// After so many it is asked whether there is room for more; a commit has room for as many.
+const ROOM: usize = 50;
 /// How long the thread sleeps when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
 /// What was settled is committed after this at the latest.
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
 /// How long what is committed may be asked for.
-const ASKING: Duration = Duration::from_secs(5);
+const ASKING: Duration = Duration::from_secs(2);
 /// A consumer that takes at least so often is fast, and reads ahead.
 const FAST: Duration = Duration::from_millis(100);
 /// A look waits so long for records that are there and do not come: what is there may be no records.
@@ -42,7 +44,7 @@ const TAKING_UP: Duration = Duration::from_secs(3);
 /// How often the last commit is tried.
 const LAST_COMMITS: u32 = 3;
 /// How long the members of a group are waited for when partitions are dealt out anew.
-const REBALANCE: Duration = Duration::from_secs(5);
+const REBALANCE: Duration = Duration::from_secs(10);
 /// When a topic that could not be declared is tried again.
 const REPAIR_AGAIN: Duration = Duration::from_secs(1);
 
@@ -58,6 +60,12 @@ pub(crate) struct Group {
     missing: AtomicBool,
     /// What the group has given could not be taken up.
     rejoin: AtomicBool,
+    /// Partitions have come that are not paused.
+    reassigned: AtomicBool,
+    /// The last commit is made.
+    leaving: AtomicBool,
+    /// Whether the group had read anything when this consumer joined.
+    known: OnceLock<bool>,
 }
 
 impl Group {
@@ -69,6 +77,9 @@ impl Group {
             started: AtomicBool::new(false),
             missing: AtomicBool::new(false),
             rejoin: AtomicBool::new(false),
+            reassigned: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
+            known: OnceLock::new(),
         }
     }
 
@@ -110,7 +121,13 @@ impl Group {
             self.session.own(slot, &position, fresh);
         }
         self.started.store(true, Ordering::Release);
-        assigned_or_not(consumer, &list)
+        assigned_or_not(consumer, &list)?;
+        // The client remembers across assignments what was paused.
+        self.reassigned.store(true, Ordering::Release);
+        if list.count() == 0 {
+            return Ok(());
+        }
+        if self.session.is_closing() { consumer.pause(&list) } else { consumer.resume(&list) }
     }
 
     /// Where reading goes on, and whether it begins there.
@@ -120,46 +137,31 @@ impl Group {
         assigned: &TopicPartitionList,
     ) -> KafkaResult<Vec<(Slot, Position, bool)>> {
         let committed = consumer.committed_offsets(assigned.clone(), ASKING)?;
-        let mut known = None;
         let mut positions = Vec::with_capacity(assigned.count());
         for place in committed.elements() {
             place.error()?;
             let slot = self.slot(place.topic(), place.partition());
             positions.push(match place.offset() {
                 Offset::Offset(next) => (slot, Position::decode(next, place.metadata()), false),
-                _ => (slot, self.beginning(consumer, slot, &mut known)?, true),
+                _ => (slot, self.beginning(slot)?, true),
             });
         }
         Ok(positions)
     }
 
     /// Where a group begins that has not read the partition yet.
-    fn beginning(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        slot: Slot,
-        known: &mut Option<bool>,
-    ) -> KafkaResult<Position> {
+    fn beginning(&self, slot: Slot) -> KafkaResult<Position> {
         let (first, next) = self.session.later.range_of(&self.name(slot.topic), slot.partition)?;
         let latest = self.session.options.config.offset_reset == OffsetReset::Latest;
         // What waits to be tried again belongs to the group. So does what is in a partition that was added to the topic, or
         // in a topic that was created anew: the group was there before.
-        let begins = if latest && slot.topic == Topic::Main && !self.is_known(consumer, known)? {
-            next
-        } else {
-            first
-        };
+        let known = self.started.load(Ordering::Acquire) || self.known.get() == Some(&true);
+        let begins = if latest && slot.topic == Topic::Main && !known { next } else { first };
         Ok(Position { next: begins, read_to: begins, ..Position::default() })
     }
 
     /// Whether the group has read anything of the topic.
-    fn is_known(&self, consumer: &BaseConsumer<Self>, known: &mut Option<bool>) -> KafkaResult<bool> {
-        if self.started.load(Ordering::Acquire) {
-            return Ok(true);
-        }
-        if let Some(known) = *known {
-            return Ok(known);
-        }
+    fn is_known(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<bool> {
         let topic = &self.session.options.config.topic;
         let metadata = consumer.fetch_metadata(Some(topic), ASKING)?;
         let mut all = TopicPartitionList::new();
@@ -169,9 +171,7 @@ impl Group {
             });
         }
         let committed = consumer.committed_offsets(all, ASKING)?;
-        let found = committed.elements().iter().any(|place| matches!(place.offset(), Offset::Offset(_)));
-        *known = Some(found);
-        Ok(found)
+        Ok(committed.elements().iter().any(|place| matches!(place.offset(), Offset::Offset(_))))
     }
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, revoked: &TopicPartitionList) -> KafkaResult<()> {
@@ -184,7 +184,7 @@ impl Group {
             }
         }
         // What is lost belongs to somebody else already. A commit while the client closes may never end.
-        let written = if lost || self.session.is_closing() || left.count() == 0 {
+        let written = if lost || self.leaving.load(Ordering::Acquire) || left.count() == 0 {
             Ok(())
         } else {
             consumer.commit(&left, CommitMode::Sync)
@@ -329,7 +329,6 @@ impl Reader {
             }
         });
         let begun = consumer.context().begun.subscribe();
-        subscribe(&consumer, options).map_err(|error| error::from_client("subscribe", error))?;
         let now = Instant::now();
         let reader = Self {
             consumer,
@@ -356,6 +355,7 @@ impl Reader {
     }
 
     fn run(mut self) {
+        self.join();
         while !self.session.is_closing() {
             self.step();
             self.session.sleep(IDLE);
@@ -379,7 +379,11 @@ impl Reader {
 
     /// What the client has.
     fn take_in(&mut self) {
-        for _ in 0..BURST {
+        for number in 0..BURST {
+            // Not only between the bursts: so many more there may be no room for.
+            if number % ROOM == ROOM - 1 {
+                self.flow();
+            }
             match self.consumer.poll(Duration::ZERO) {
                 None => return,
                 Some(Ok(record)) => {
@@ -390,7 +394,7 @@ impl Reader {
                     });
                 }
                 Some(Err(error)) => match error.rdkafka_error_code() {
-                    Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.restart(&[]),
+                    Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.restart(&[], true),
                     _ => self.consumer.context().report("receive", error),
                 },
             }
@@ -422,6 +426,24 @@ impl Reader {
         });
     }
 
+    /// Asks about the group while nobody of those who come together has committed, and joins it.
+    fn join(&mut self) {
+        let latest = self.session.options.config.offset_reset == OffsetReset::Latest;
+        while !self.session.is_closing() {
+            let group = self.consumer.context();
+            let joined = if latest && group.known.get().is_none() {
+                group.is_known(&self.consumer).map(|known| _ = group.known.set(known))
+            } else {
+                Ok(())
+            };
+            match joined.and_then(|()| subscribe(&self.consumer, &self.session.options)) {
+                Ok(()) => return self.backoff.reset(),
+                Err(error) => group.report("join", error),
+            }
+            self.session.sleep(self.backoff.next_delay());
+        }
+    }
+
     /// Leaves the group and joins it again, when what it gave could not be taken up.
     fn rejoin(&mut self) {
         let group = self.consumer.context();
@@ -445,28 +467,33 @@ impl Reader {
         let names = std::mem::take(names);
         *repair = Repair::Idle;
         drop(repair);
-        self.restart(&names);
+        self.restart(&names, false);
     }
 
     /// Begins at the start with what is left of partitions of which there is no more what was to be read next, and with those
     /// of topics that are new. Their deliveries are no longer ours to settle.
-    fn restart(&self, created: &[String]) {
+    ///
+    /// The client has ceased to read a partition whose next record it could not find: with `stopped`, the others begin again
+    /// where they were.
+    fn restart(&self, created: &[String], stopped: bool) {
         let group = self.consumer.context();
         for slot in self.session.slots() {
             let name = group.name(slot.topic);
             let restarted = self.session.later.range_of(&name, slot.partition).and_then(|(first, next)| {
                 let reads = self.session.next(slot).unwrap_or(first);
-                if (first..=next).contains(&reads) && !created.contains(&name) {
+                let there = (first..=next).contains(&reads) && !created.contains(&name);
+                if there && !stopped {
                     return Ok(());
                 }
-                self.session.disown(slot);
-                self.session.own(
-                    slot,
-                    &Position { next: first, read_to: first, ..Position::default() },
-                    true,
-                );
+                let begins = if there { reads } else { first };
+                if !there {
+                    self.session.disown(slot);
+                    let position = Position { next: first, read_to: first, ..Position::default() };
+                    self.session.own(slot, &position, true);
+                }
+                group.reassigned.store(true, Ordering::Release);
                 let mut list = TopicPartitionList::new();
-                list.add_partition_offset(&name, slot.partition, Offset::Offset(first))?;
+                list.add_partition_offset(&name, slot.partition, Offset::Offset(begins))?;
                 self.consumer.incremental_unassign(&list)?;
                 self.consumer.incremental_assign(&list)
             });
@@ -478,6 +505,15 @@ impl Reader {
 
     /// Reads no more than is wanted.
     fn flow(&mut self) {
+        if self.consumer.context().reassigned.swap(false, Ordering::AcqRel) && self.paused {
+            // Some are paused, some are not: once more from the start.
+            let resumed = self.consumer.assignment().and_then(|assigned| self.consumer.resume(&assigned));
+            if let Err(error) = resumed {
+                self.consumer.context().reassigned.store(true, Ordering::Release);
+                return self.consumer.context().report("resume", error);
+            }
+            self.paused = false;
+        }
         let (unfinished, most) = (self.session.unfinished(), self.session.options.max_in_flight);
         let full =
             unfinished >= most || self.session.slots().iter().any(|slot| !self.session.has_room(*slot));
@@ -577,6 +613,12 @@ impl Reader {
             self.look = Some(Look { number: wishes.looks, until: Instant::now() + LOOK, ends });
         }
         let Some(Look { number, until, ends }) = &self.look else { return };
+        if wishes.demand == 0 {
+            // Whoever looked has found something, or has gone.
+            self.session.mailbox.answer(*number);
+            self.look = None;
+            return;
+        }
         let read = ends.iter().all(|(slot, end)| self.session.next(*slot).is_none_or(|next| next >= *end));
         let idle = !self.session.has_waiting();
         if (read || Instant::now() >= *until) && idle {
@@ -592,6 +634,14 @@ impl Reader {
     fn finish(mut self) {
         let deadline = Instant::now() + GHOST;
         self.give_back();
+        // Nothing more is read; what is out is what matters.
+        let assigned = self.consumer.assignment();
+        if let Ok(assigned) = assigned.as_ref()
+            && assigned.count() > 0
+            && let Err(error) = self.consumer.pause(assigned)
+        {
+            self.consumer.context().report("pause", error);
+        }
         while self.session.is_out() && Instant::now() < deadline {
             // Whoever closes does not wait for deliveries; what becomes of them is committed all the same.
             self.session.mailbox.finish();
@@ -608,6 +658,7 @@ impl Reader {
             self.session.commit_again();
             std::thread::sleep(self.backoff.next_delay());
         }
+        self.consumer.context().leaving.store(true, Ordering::Release);
         let session = Arc::clone(&self.session);
         for slot in session.slots() {
             session.disown(slot);

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use buqueue_core::{BuqueueError, ErrorKind, FirstFailures, Mailbox, Message};
 use chrono::{DateTime, Utc};
@@ -70,7 +70,22 @@ struct State {
     epochs: u64,
     /// Read, and not yet cleared for somebody to handle.
     waiting: VecDeque<Held>,
+    /// Since when a suspect waits to be alone.
+    suspect_since: Option<Instant>,
+    /// A suspect is out alone, since then.
+    suspect_out: Option<(Place, Instant)>,
 }
+
+impl State {
+    fn is_back(&mut self, place: Place) {
+        if self.suspect_out.is_some_and(|(out, _)| out == place) {
+            self.suspect_out = None;
+        }
+    }
+}
+
+/// How long others are kept from a record that may kill its handler.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// See the module.
 pub(crate) struct Session {
@@ -151,6 +166,9 @@ impl Session {
         let mut state = lock(&self.state);
         let owned = state.owned.remove(&slot)?;
         state.waiting.retain(|held| held.place.slot != slot);
+        if state.suspect_out.is_some_and(|(out, _)| out.slot == slot) {
+            state.suspect_out = None;
+        }
         drop(state);
         // What lies in the mailbox was not seen by anybody.
         let mut tracker = owned.tracker;
@@ -201,12 +219,23 @@ impl Session {
     pub(crate) fn start(&self, most: usize, alone: bool) -> Vec<Held> {
         let mut state = lock(&self.state);
         let mut started = Vec::new();
+        if state.suspect_out.is_some_and(|(_, since)| since.elapsed() < GRACE) {
+            return started;
+        }
         while started.len() < most {
             let Some(held) = state.waiting.front() else { break };
             if held.suspect && !(alone && started.is_empty()) {
-                break;
+                // What is out is waited for, but a handler that takes for ever holds up nobody else.
+                let since = *state.suspect_since.get_or_insert_with(Instant::now);
+                if !started.is_empty() || since.elapsed() < GRACE {
+                    break;
+                }
             }
             let Some(held) = state.waiting.pop_front() else { break };
+            if held.suspect {
+                state.suspect_since = None;
+                state.suspect_out = Some((held.place, Instant::now()));
+            }
             if let Some(owned) = state.owned.get_mut(&held.place.slot) {
                 owned.tracker.start(held.place.offset);
                 owned.dirty = true;
@@ -229,6 +258,7 @@ impl Session {
             {
                 owned.tracker.unstart(held.place.offset);
                 owned.dirty = true;
+                state.is_back(held.place);
                 state.waiting.push_front(held);
             }
         }
@@ -285,6 +315,7 @@ impl Session {
         let owned =
             state.owned.get_mut(&place.slot).filter(|owned| owned.epoch == place.epoch).ok_or_else(lost)?;
         owned.dirty |= owned.tracker.finish(place.offset);
+        state.is_back(place);
         Ok(())
     }
 
@@ -303,6 +334,7 @@ impl Session {
             owned.tracker.unstart(place.offset);
         }
         state.waiting.push_front(held);
+        state.is_back(place);
         Ok(())
     }
 }
