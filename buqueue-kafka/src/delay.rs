@@ -115,12 +115,13 @@ impl ConsumerContext for Election {
         let outcome = if leads {
             let mut all = TopicPartitionList::new();
             all.add_partition_range(&self.topic, 0, LEVELS - 1);
-            // The client remembers across assignments what was paused.
-            consumer.assign(&all).and_then(|()| consumer.resume(&all))
+            consumer.assign(&all)
         } else if assigning {
             consumer.assign(&TopicPartitionList::new())
         } else {
-            consumer.unassign()
+            // The client remembers across assignments what was paused.
+            let resumed = consumer.assignment().and_then(|assigned| consumer.resume(&assigned));
+            consumer.unassign().and(resumed)
         };
         self.leads.store(leads && outcome.is_ok(), Ordering::Release);
         self.changes.fetch_add(1, Ordering::AcqRel);

@@ -122,12 +122,8 @@ impl Group {
         }
         self.started.store(true, Ordering::Release);
         assigned_or_not(consumer, &list)?;
-        // The client remembers across assignments what was paused.
         self.reassigned.store(true, Ordering::Release);
-        if list.count() == 0 {
-            return Ok(());
-        }
-        if self.session.is_closing() { consumer.pause(&list) } else { consumer.resume(&list) }
+        Ok(())
     }
 
     /// Where reading goes on, and whether it begins there.
@@ -200,6 +196,10 @@ impl Group {
             if assigned.find_partition(place.topic(), place.partition()).is_some() {
                 taken.add_partition(place.topic(), place.partition());
             }
+        }
+        // The client remembers across assignments what was paused.
+        if taken.count() > 0 {
+            consumer.resume(&taken)?;
         }
         if matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
             consumer.incremental_unassign(&taken)
@@ -506,7 +506,7 @@ impl Reader {
     /// Reads no more than is wanted.
     fn flow(&mut self) {
         if self.consumer.context().reassigned.swap(false, Ordering::AcqRel) && self.paused {
-            // Some are paused, some are not: once more from the start.
+            // What has come is not paused, the others are: once more from the start.
             let resumed = self.consumer.assignment().and_then(|assigned| self.consumer.resume(&assigned));
             if let Err(error) = resumed {
                 self.consumer.context().reassigned.store(true, Ordering::Release);
