@@ -14,9 +14,11 @@ use tokio::time::{Instant, timeout};
 /// How long a case waits for what should come at once. Generous, and never slept through.
 pub const SOON: Duration = Duration::from_secs(10);
 
-/// How late a schedule or a delayed retry may be: the second that is promised, and three for a machine and a broker
-/// that run many cases at once. The case `endurance::thousand_schedules` prints what it measured.
-pub const LATE: Duration = Duration::from_secs(4);
+/// How late a schedule or a delayed retry may be: the second that is promised, and nine for a machine that does much
+/// else and a broker that runs many cases at once. What is forgotten until a lease or a reconnect finds it again is not
+/// told from a slow machine by a limit: the case `endurance::thousand_schedules` looks at the median, and prints what it
+/// measured.
+pub const LATE: Duration = Duration::from_secs(10);
 
 /// How early a relative delay may seem to end when the broker's clock ticks in milliseconds.
 pub const TICK: Duration = Duration::from_millis(2);

@@ -11,8 +11,9 @@ use crate::{BuqueueError, ErrorKind, Result};
 /// There is no timer. A lone call goes out at once; under load the batches grow by themselves. An item handed to
 /// [`submit`](Self::submit) is carried out even when the caller stops waiting.
 ///
-/// The queue in front of the wire is unbounded as a channel and bounded by its use: every item is one delivery in
-/// flight, and those the consumer bounds.
+/// The queue in front of the wire is unbounded as a channel and bounded by its use: by the deliveries in flight where
+/// settles are gathered, and by the callers that wait where sends are. Callers that stop waiting and call again can fill
+/// it while the broker does not answer.
 #[derive(Debug)]
 pub struct Coalescer<T, R> {
     sender: mpsc::UnboundedSender<Item<T, R>>,

@@ -89,6 +89,8 @@
 //!   95 % of it are over (at most 250 ms before its end).
 //! * The client repeats a request that was not answered in time, also a send: on a standard queue the message may be there
 //!   twice then. On a FIFO queue SQS drops the second.
+//! * A send that is dropped after it was polled is sent all the same, also after the producer was closed. A program that
+//!   gives up waiting for sends and sends on while SQS does not answer has all of them in memory.
 //! * A receive that waits is not cut off: a consumer that stops waits up to 1.5 s for it, and for the schedules that it
 //!   is sending on. What it brings after that is given back as long as the process lives, and visible again after the
 //!   lease otherwise.

@@ -66,22 +66,26 @@ impl Run {
 
     /// The services that have a live process, in the order of their names.
     pub fn running(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
-        let mut names: Vec<String> = entries
-            .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".pid")?.to_owned()))
-            .filter(|name| self.identity(name).is_some())
-            .collect();
-        names.sort();
+        let mut names = self.recorded();
+        names.retain(|name| self.is_running(name));
         names
     }
 
     /// The services that were started, were not stopped, and have no live process.
     pub fn ended(&self) -> Vec<String> {
+        let mut names = self.recorded();
+        names.retain(|name| !self.is_running(name));
+        names
+    }
+
+    /// The services that were started and not stopped, in the order of their names.
+    fn recorded(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
-        entries
+        let mut names: Vec<String> = entries
             .filter_map(|entry| Some(entry.ok()?.file_name().to_str()?.strip_suffix(".pid")?.to_owned()))
-            .filter(|name| !self.is_running(name))
-            .collect()
+            .collect();
+        names.sort();
+        names
     }
 
     pub fn is_running(&self, service: &str) -> bool {

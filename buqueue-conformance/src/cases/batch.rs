@@ -146,13 +146,13 @@ pub async fn splits_by_bytes<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, mut consumer) = cx.pair().await;
     send_all(&producer, (0..40_u8).map(|n| Message::new(vec![n; SIZE]))).await;
     let mut seen = BTreeSet::new();
-    for _ in 0..40 {
+    // A request that was answered too late may have been sent again: at least once.
+    while seen.len() < 40 {
         let delivery = receive(&mut consumer).await;
         assert_eq!(delivery.payload().len(), SIZE);
         seen.insert(delivery.payload()[0]);
         ack(delivery).await;
     }
-    assert_eq!(seen.len(), 40);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use buqueue_core::{Delivery, ErrorKind, Message};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::join_all;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::support::{LATE, Ledger, Numbers, SOON, ack, nothing_for, numbered, receive_within, text, within};
@@ -206,6 +206,8 @@ pub async fn five_half_opens<H: Harness>(cx: &Ctx<H>) -> Outcome {
 /// A thousand schedules at random within half a minute: each once, none early, none late.
 pub async fn thousand_schedules<H: Harness>(cx: &Ctx<H>) -> Outcome {
     const COUNT: usize = 1000;
+    /// What is promised of each holds for most of them also where the machine is slow.
+    const PROMISED: Duration = Duration::from_secs(1);
     let (producer, mut consumer) = cx.pair().await;
     let seed = Utc::now().timestamp_micros().unsigned_abs();
     let mut numbers = Numbers::new(seed);
@@ -228,6 +230,8 @@ pub async fn thousand_schedules<H: Harness>(cx: &Ctx<H>) -> Outcome {
     // Received while the rest is still being accepted, as in a program.
     let receiving = async {
         let mut arrived = Vec::with_capacity(COUNT);
+        // On the side, so that a slow ack makes nothing late.
+        let mut acks = JoinSet::new();
         while arrived.len() < COUNT {
             let delivery = receive_within(2 * SOON, &mut consumer).await;
             let now = Utc::now();
@@ -235,8 +239,9 @@ pub async fn thousand_schedules<H: Harness>(cx: &Ctx<H>) -> Outcome {
             assert!(now >= times[number], "{} early (seed {seed})", times[number] - now);
             assert_eq!(delivery.delivery_count(), 1, "schedule {number} (seed {seed})");
             arrived.push((number, now));
-            ack(delivery).await;
+            acks.spawn(ack(delivery));
         }
+        within(SOON, "all acks", acks.join_all()).await;
         arrived
     };
     let (accepted, arrived) = tokio::join!(accepting, receiving);
@@ -255,6 +260,7 @@ pub async fn thousand_schedules<H: Harness>(cx: &Ctx<H>) -> Outcome {
         cx,
         &format!("{COUNT} schedules, 0 early, late p50 {:?}, p99 {:?}, max {:?}", of(50), of(99), of(100)),
     );
+    assert!(of(50) <= PROMISED, "mostly {:?} late (seed {seed})", of(50));
     assert!(of(100) <= LATE, "{:?} late (seed {seed})", of(100));
     nothing_for(Duration::from_millis(200), &mut consumer).await;
     Ok(())

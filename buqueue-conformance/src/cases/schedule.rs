@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use buqueue_core::{Delivery, ErrorKind, Message};
+use buqueue_core::{ErrorKind, Message};
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::future::join_all;
+use tokio::task::JoinSet;
 
 use crate::support::{
     LATE, Numbers, SOON, ack, nack, nothing_for, numbered, receive, receive_within, send, send_all, sorted,
@@ -263,7 +264,9 @@ pub async fn two_hundred_at_random<H: Harness>(cx: &Ctx<H>) -> Outcome {
         sent.unwrap();
     }
     let accepted = Utc::now();
-    let (mut received, mut held) = (Vec::new(), Vec::new());
+    // On the side, so that a slow ack makes nothing late.
+    let mut acks = JoinSet::new();
+    let mut received = Vec::new();
     for _ in 0..200 {
         let delivery = receive(&mut consumer).await;
         let now = Utc::now();
@@ -273,12 +276,9 @@ pub async fn two_hundred_at_random<H: Harness>(cx: &Ctx<H>) -> Outcome {
         let late = (now - at.max(accepted)).to_std().unwrap_or_default();
         assert!(late <= LATE, "{late:?} late (seed {seed})");
         received.push(text(&delivery));
-        // Together, so that a slow ack makes nothing late.
-        held.push(delivery);
-        if held.len() == 20 {
-            within(SOON, "ack_all", Delivery::ack_all(std::mem::take(&mut held))).await.unwrap();
-        }
+        acks.spawn(ack(delivery));
     }
+    within(SOON, "200 acks", acks.join_all()).await;
     assert_eq!(sorted(received), sorted((0..200).map(|n: u32| n.to_string()).collect()));
     nothing_for(Duration::from_millis(200), &mut consumer).await;
     Ok(())
@@ -300,11 +300,13 @@ pub async fn many_at_the_same_moment<H: Harness>(cx: &Ctx<H>) -> Outcome {
 /// Messages for now pass those that wait.
 pub async fn interleaved_with_immediate_ones<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, mut consumer) = cx.pair().await;
-    let at = soon(1200);
-    for number in 0..10 {
+    // Far enough for a slow machine to take the ten before that.
+    let at = soon(3000);
+    let sending = (0..10).map(async |number| {
         schedule::<H>(&producer, format!("later-{number}").as_str(), at).await;
         send(&producer, format!("now-{number}")).await;
-    }
+    });
+    within(SOON, "20 messages", join_all(sending)).await;
     let now = take(&mut consumer, 10).await;
     assert_eq!(sorted(now), numbered("now", 10));
     send_all(&producer, ["extra"]).await;
