@@ -93,11 +93,13 @@
 //!   lives.
 
 mod backend;
+mod commits;
 mod config;
 mod consumer;
 mod convert;
 mod delay;
 mod error;
+mod group;
 mod later;
 mod lease;
 mod levels;

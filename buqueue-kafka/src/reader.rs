@@ -1,26 +1,27 @@
-//! The thread that is the member of the group: it polls, commits, and answers rebalances. Nothing else touches the client.
+//! The thread that belongs to the group: it polls, commits, and keeps as much ready as is wanted. Nothing else touches the
+//! client, and nothing holds it up: who does not poll is no member for long.
 //!
 //! Before a record is handed out, a commit says so in its metadata: should the process die on it, the next owner knows. One
-//! commit serves all that are handed out together, and gathers what was settled meanwhile.
+//! commit serves all that are handed out together, and gathers what was settled meanwhile. One at a time is under way.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use buqueue_core::{Backoff, BuqueueError, ErrorKind, Result};
-use rdkafka::client::ClientContext;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::message::Message as _;
-use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::watch;
 
+use crate::commits::Committer;
 use crate::config::{KafkaOptions, OffsetReset};
 use crate::convert;
 use crate::error;
+use crate::group::{Group, add};
 use crate::metadata::Position;
-use crate::session::{Held, Session, Slot, Topic, lock};
+use crate::session::{Held, Session, Slot, lock};
 use crate::topology::Topology;
 
 /// How many records are taken from the client before other work is looked at.
@@ -31,261 +32,23 @@ const ROOM: usize = 50;
 const IDLE: Duration = Duration::from_millis(100);
 /// What was settled is committed after this at the latest.
 const COMMIT_EVERY: Duration = Duration::from_millis(500);
-/// How long what is committed may be asked for.
-const ASKING: Duration = Duration::from_secs(2);
 /// A consumer that takes at least so often is fast, and reads ahead.
 const FAST: Duration = Duration::from_millis(100);
 /// A look waits so long for records that are there and do not come: what is there may be no records.
 const LOOK: Duration = Duration::from_millis(300);
 /// How long a consumer that is gone stays a member for the sake of deliveries that are not settled.
 const GHOST: Duration = Duration::from_secs(60);
-/// How long it is tried to take up what the group has given, before the group is asked once more.
-const TAKING_UP: Duration = Duration::from_secs(3);
-/// How often the last commit is tried.
-const LAST_COMMITS: u32 = 3;
-/// How long the members of a group are waited for when partitions are dealt out anew.
-const REBALANCE: Duration = Duration::from_secs(10);
+/// How long the last commit is tried.
+const LAST_COMMITS: Duration = Duration::from_secs(5);
+/// How long the members of a group are waited for when partitions are dealt out anew, and for how long nothing may hold up
+/// the thread. A request to join that is lost is sent again three seconds after this.
+const REBALANCE: Duration = Duration::from_secs(5);
 /// When a topic that could not be declared is tried again.
 const REPAIR_AGAIN: Duration = Duration::from_secs(1);
 
-/// What the client calls back.
-pub(crate) struct Group {
-    session: Arc<Session>,
-    failure: Mutex<Option<BuqueueError>>,
-    /// Whether partitions were assigned, and where they begin is committed.
-    begun: watch::Sender<bool>,
-    /// What is new to the group was sent since this consumer was built, and is read from its start.
-    started: AtomicBool,
-    /// The brokers do not know a topic any more.
-    missing: AtomicBool,
-    /// What the group has given could not be taken up.
-    rejoin: AtomicBool,
-    /// Partitions have come that are not paused.
-    reassigned: AtomicBool,
-    /// The last commit is made.
-    leaving: AtomicBool,
-    /// Whether the group had read anything when this consumer joined.
-    known: OnceLock<bool>,
-}
-
-impl Group {
-    pub(crate) fn new(session: Arc<Session>) -> Self {
-        Self {
-            session,
-            failure: Mutex::default(),
-            begun: watch::channel(false).0,
-            started: AtomicBool::new(false),
-            missing: AtomicBool::new(false),
-            rejoin: AtomicBool::new(false),
-            reassigned: AtomicBool::new(false),
-            leaving: AtomicBool::new(false),
-            known: OnceLock::new(),
-        }
-    }
-
-    fn name(&self, topic: Topic) -> String {
-        let options = &self.session.options;
-        match topic {
-            Topic::Main => options.config.topic.clone(),
-            Topic::Retry => options.retry_topic(),
-        }
-    }
-
-    fn slot(&self, topic: &str, partition: i32) -> Slot {
-        let topic = if topic == self.session.options.config.topic { Topic::Main } else { Topic::Retry };
-        Slot { topic, partition }
-    }
-
-    fn assign(&self, consumer: &BaseConsumer<Self>, assigned: &mut TopicPartitionList) -> KafkaResult<()> {
-        let deadline = Instant::now() + TAKING_UP;
-        let positions = loop {
-            match self.positions(consumer, assigned) {
-                Ok(positions) => break positions,
-                // A topic that has just been created is not known everywhere.
-                Err(_) if Instant::now() < deadline && !self.session.is_closing() => {
-                    std::thread::sleep(Duration::from_millis(20));
-                    continue;
-                }
-                Err(error) => {
-                    // Read from anywhere else, messages would be lost or come again: the group is asked once more.
-                    self.rejoin.store(true, Ordering::Release);
-                    assigned_or_not(consumer, &TopicPartitionList::new())?;
-                    return Err(error);
-                }
-            }
-        };
-        let mut list = TopicPartitionList::with_capacity(positions.len());
-        for (slot, position, fresh) in positions {
-            let name = self.name(slot.topic);
-            list.add_partition_offset(&name, slot.partition, Offset::Offset(position.next))?;
-            self.session.own(slot, &position, fresh);
-        }
-        self.started.store(true, Ordering::Release);
-        assigned_or_not(consumer, &list)?;
-        self.reassigned.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    /// Where reading goes on, and whether it begins there.
-    fn positions(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        assigned: &TopicPartitionList,
-    ) -> KafkaResult<Vec<(Slot, Position, bool)>> {
-        let committed = consumer.committed_offsets(assigned.clone(), ASKING)?;
-        let mut positions = Vec::with_capacity(assigned.count());
-        for place in committed.elements() {
-            place.error()?;
-            let slot = self.slot(place.topic(), place.partition());
-            positions.push(match place.offset() {
-                Offset::Offset(next) => (slot, Position::decode(next, place.metadata()), false),
-                _ => (slot, self.beginning(slot)?, true),
-            });
-        }
-        Ok(positions)
-    }
-
-    /// Where a group begins that has not read the partition yet.
-    fn beginning(&self, slot: Slot) -> KafkaResult<Position> {
-        let (first, next) = self.session.later.range_of(&self.name(slot.topic), slot.partition)?;
-        let latest = self.session.options.config.offset_reset == OffsetReset::Latest;
-        // What waits to be tried again belongs to the group. So does what is in a partition that was added to the topic, or
-        // in a topic that was created anew: the group was there before.
-        let known = self.started.load(Ordering::Acquire) || self.known.get() == Some(&true);
-        let begins = if latest && slot.topic == Topic::Main && !known { next } else { first };
-        Ok(Position { next: begins, read_to: begins, ..Position::default() })
-    }
-
-    /// Whether the group has read anything of the topic.
-    fn is_known(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<bool> {
-        let topic = &self.session.options.config.topic;
-        let metadata = consumer.fetch_metadata(Some(topic), ASKING)?;
-        let mut all = TopicPartitionList::new();
-        for found in metadata.topics().iter().filter(|found| found.name() == topic) {
-            found.partitions().iter().for_each(|partition| {
-                all.add_partition(topic, partition.id());
-            });
-        }
-        let committed = consumer.committed_offsets(all, ASKING)?;
-        Ok(committed.elements().iter().any(|place| matches!(place.offset(), Offset::Offset(_))))
-    }
-
-    fn revoke(&self, consumer: &BaseConsumer<Self>, revoked: &TopicPartitionList) -> KafkaResult<()> {
-        let lost = consumer.assignment_lost();
-        let mut left = TopicPartitionList::new();
-        for place in revoked.elements() {
-            let slot = self.slot(place.topic(), place.partition());
-            if let Some(position) = self.session.disown(slot) {
-                add(&mut left, place.topic(), slot.partition, &position)?;
-            }
-        }
-        // What is lost belongs to somebody else already. A commit while the client closes may never end.
-        let written = if lost || self.leaving.load(Ordering::Acquire) || left.count() == 0 {
-            Ok(())
-        } else {
-            consumer.commit(&left, CommitMode::Sync)
-        };
-        // Too late: what was settled since the last commit comes again to who owns it now.
-        if let Err(error) = written {
-            self.report("commit", error);
-        }
-        // What could not be taken up is not there to be taken away.
-        let assigned = consumer.assignment()?;
-        let mut taken = TopicPartitionList::new();
-        for place in revoked.elements() {
-            if assigned.find_partition(place.topic(), place.partition()).is_some() {
-                taken.add_partition(place.topic(), place.partition());
-            }
-        }
-        // The client remembers across assignments what was paused.
-        if taken.count() > 0 {
-            consumer.resume(&taken)?;
-        }
-        if matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
-            consumer.incremental_unassign(&taken)
-        } else {
-            consumer.unassign()
-        }
-    }
-
-    /// What has gone wrong is told to who receives, unless it is mended here: a topic that is gone is declared again, and who
-    /// is no longer a member becomes one.
-    fn report(&self, what: &str, error: KafkaError) {
-        if is_missing(&error) {
-            self.missing.store(true, Ordering::Release);
-            return self.session.wake();
-        }
-        let error = error::from_client(what, error);
-        if error.kind != ErrorKind::LeaseExpired {
-            self.note(error);
-        }
-    }
-
-    fn note(&self, error: BuqueueError) {
-        *lock(&self.failure) = Some(error);
-        self.session.wake();
-    }
-}
-
-impl ClientContext for Group {
-    fn error(&self, error: KafkaError, _reason: &str) {
-        self.report("connection", error);
-    }
-
-    fn log(&self, _level: rdkafka::config::RDKafkaLogLevel, _fac: &str, _message: &str) {}
-}
-
-impl ConsumerContext for Group {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        event: RDKafkaRespErr,
-        partitions: &mut TopicPartitionList,
-    ) {
-        let outcome = match event {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, partitions),
-            _ => self.revoke(consumer, partitions),
-        };
-        match outcome {
-            Ok(()) => {}
-            Err(error) => self.report("rebalance", error),
-        }
-        self.session.wake();
-    }
-}
-
-/// What the client is to read of what it was given.
-fn assigned_or_not(consumer: &BaseConsumer<Group>, list: &TopicPartitionList) -> KafkaResult<()> {
-    if matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
-        consumer.incremental_assign(list)
-    } else {
-        consumer.assign(list)
-    }
-}
-
-/// The brokers do not know the topic.
-fn is_missing(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            Code::UnknownTopicOrPartition
-                | Code::UnknownTopic
-                | Code::UnknownTopicId
-                | Code::UnknownPartition
-        )
-    )
-}
-
-fn add(list: &mut TopicPartitionList, topic: &str, partition: i32, position: &Position) -> KafkaResult<()> {
-    let mut place = list.add_partition(topic, partition);
-    place.set_offset(Offset::Offset(position.next))?;
-    place.set_metadata(position.encode());
-    Ok(())
-}
-
 /// The thread's own.
 pub(crate) struct Reader {
-    consumer: BaseConsumer<Group>,
+    consumer: Arc<BaseConsumer<Group>>,
     session: Arc<Session>,
     committed_at: Instant,
     not_before: Instant,
@@ -294,6 +57,9 @@ pub(crate) struct Reader {
     ahead: usize,
     grown_at: u64,
     look: Option<Look>,
+    commits: Committer,
+    /// They are handed out when the commit that is under way is made.
+    started: Option<Vec<Held>>,
     /// The brokers do not know a topic any more, or again.
     repair: Arc<Mutex<Repair>>,
 }
@@ -307,12 +73,16 @@ enum Repair {
     Declared(Vec<String>),
 }
 
+/// Where partitions end.
+type Ends = KafkaResult<Vec<(Slot, i64)>>;
+
 /// A look that is being answered.
 struct Look {
     number: u64,
-    until: Instant,
-    /// Where each partition ended when it was asked.
-    ends: Vec<(Slot, i64)>,
+    /// Where each partition ended when it was asked, once that is known.
+    ends: Arc<OnceLock<Ends>>,
+    /// Until then records are waited for.
+    until: Option<Instant>,
 }
 
 impl Reader {
@@ -329,6 +99,12 @@ impl Reader {
             }
         });
         let begun = consumer.context().begun.subscribe();
+        let consumer = Arc::new(consumer);
+        let unstartable = |error: std::io::Error| {
+            let kind = ErrorKind::BackendSpecific { code: "thread".to_owned(), message: error.to_string() };
+            BuqueueError::new(kind, "the reader's thread cannot be started")
+        };
+        let commits = Committer::start(&consumer).map_err(unstartable)?;
         let now = Instant::now();
         let reader = Self {
             consumer,
@@ -340,18 +116,13 @@ impl Reader {
             ahead: 1,
             grown_at: 0,
             look: None,
+            commits,
+            started: None,
             repair: Arc::default(),
         };
         let spawned =
             std::thread::Builder::new().name("buqueue-kafka".to_owned()).spawn(move || reader.run());
-        match spawned {
-            Ok(_) => Ok(begun),
-            Err(error) => {
-                let kind =
-                    ErrorKind::BackendSpecific { code: "thread".to_owned(), message: error.to_string() };
-                Err(BuqueueError::new(kind, "the reader's thread cannot be started"))
-            }
-        }
+        spawned.map(|_| begun).map_err(unstartable)
     }
 
     fn run(mut self) {
@@ -364,13 +135,14 @@ impl Reader {
     }
 
     fn step(&mut self) {
+        self.take_outcome();
         self.take_in();
         self.rejoin();
         self.repair();
         self.flow();
         self.hand_over();
         self.answer_looks();
-        let failure = lock(&self.consumer.context().failure).take();
+        let failure = self.consumer.context().take_failure();
         if let Some(error) = failure.filter(|error| !error.is_transient() || self.session.slots().is_empty())
         {
             self.session.mailbox.fail(error);
@@ -384,8 +156,11 @@ impl Reader {
             if number % ROOM == ROOM - 1 {
                 self.flow();
             }
+            let calls = self.consumer.context().calls();
             match self.consumer.poll(Duration::ZERO) {
-                None => return,
+                None if self.consumer.context().calls() == calls => return,
+                // Something was called back, and there may be records behind it.
+                None => {}
                 Some(Ok(record)) => {
                     let slot = self.consumer.context().slot(record.topic(), record.partition());
                     self.session.read(slot, record.offset(), || {
@@ -505,7 +280,13 @@ impl Reader {
 
     /// Reads no more than is wanted.
     fn flow(&mut self) {
-        if self.consumer.context().reassigned.swap(false, Ordering::AcqRel) && self.paused {
+        let reassigned = self.consumer.context().reassigned.swap(false, Ordering::AcqRel);
+        if reassigned {
+            // What was refused while partitions were dealt out is accepted now.
+            self.not_before = Instant::now();
+            self.backoff.reset();
+        }
+        if reassigned && self.paused {
             // What has come is not paused, the others are: once more from the start.
             let resumed = self.consumer.assignment().and_then(|assigned| self.consumer.resume(&assigned));
             if let Err(error) = resumed {
@@ -531,7 +312,7 @@ impl Reader {
 
     /// Hands over what is wanted, once a commit has told of it; commits what was settled.
     fn hand_over(&mut self) {
-        if Instant::now() < self.not_before {
+        if self.started.is_some() || Instant::now() < self.not_before {
             return;
         }
         let wishes = self.session.mailbox.wishes();
@@ -548,11 +329,40 @@ impl Reader {
         let alone = !self.session.is_out() && wishes.ready == 0;
         let started = self.session.start(target.saturating_sub(wishes.ready), alone);
         let begins = !*self.consumer.context().begun.borrow();
-        if started.is_empty() && self.committed_at.elapsed() < COMMIT_EVERY && !begins {
-            return;
+        if !started.is_empty() || self.committed_at.elapsed() >= COMMIT_EVERY || begins {
+            self.commit(started);
         }
-        // It blocks, and meanwhile the client fetches on.
-        match self.commit() {
+    }
+
+    /// Commits what was settled, and that these are handed out; then they are.
+    fn commit(&mut self, started: Vec<Held>) {
+        self.committed_at = Instant::now();
+        let positions = self.session.to_commit();
+        let mut list = TopicPartitionList::with_capacity(positions.len());
+        let listed = positions.iter().try_for_each(|(slot, position)| {
+            add(&mut list, &self.consumer.context().name(slot.topic), slot.partition, position)
+        });
+        if positions.is_empty() {
+            return self.committed(started, Ok(()));
+        }
+        match listed {
+            Ok(()) => {
+                self.started = Some(started);
+                self.commits.commit(list);
+            }
+            Err(error) => self.committed(started, Err(error)),
+        }
+    }
+
+    fn take_outcome(&mut self) {
+        if let Some(outcome) = self.commits.outcome() {
+            let started = self.started.take().unwrap_or_default();
+            self.committed(started, outcome);
+        }
+    }
+
+    fn committed(&mut self, started: Vec<Held>, outcome: KafkaResult<()>) {
+        match outcome {
             Ok(()) => {
                 self.backoff.reset();
                 let group = self.consumer.context();
@@ -576,19 +386,6 @@ impl Reader {
         }
     }
 
-    fn commit(&mut self) -> KafkaResult<()> {
-        self.committed_at = Instant::now();
-        let positions = self.session.to_commit();
-        if positions.is_empty() {
-            return Ok(());
-        }
-        let mut list = TopicPartitionList::with_capacity(positions.len());
-        for (slot, position) in &positions {
-            add(&mut list, &self.consumer.context().name(slot.topic), slot.partition, position)?;
-        }
-        self.consumer.commit(&list, CommitMode::Sync)
-    }
-
     /// A look is answered when everything was read that was there when it was asked.
     fn answer_looks(&mut self) {
         let wishes = self.session.mailbox.wishes();
@@ -597,37 +394,51 @@ impl Reader {
             return;
         }
         if self.look.as_ref().is_none_or(|look| look.number < wishes.looks) {
-            let mut ends = Vec::new();
-            for slot in self.session.slots() {
-                let name = self.consumer.context().name(slot.topic);
-                // Asked on a connection that no fetch waits on: a broker answers one after the other.
-                match self.session.later.range_of(&name, slot.partition) {
-                    Ok((_, end)) => ends.push((slot, end)),
-                    Err(error) => {
-                        self.consumer.context().report("watermarks", error);
-                        self.session.mailbox.answer(wishes.looks);
-                        return;
-                    }
-                }
+            self.look = Some(Look { number: wishes.looks, ends: self.ends(), until: None });
+        }
+        let Some(Look { number, ends, until }) = &mut self.look else { return };
+        let Some(ends) = ends.get() else { return };
+        let until = *until.get_or_insert_with(|| Instant::now() + LOOK);
+        let answered = match ends {
+            Err(error) => {
+                self.consumer.context().report("watermarks", error.clone());
+                true
             }
-            self.look = Some(Look { number: wishes.looks, until: Instant::now() + LOOK, ends });
-        }
-        let Some(Look { number, until, ends }) = &self.look else { return };
-        if wishes.demand == 0 {
             // Whoever looked has found something, or has gone.
-            self.session.mailbox.answer(*number);
-            self.look = None;
-            return;
-        }
-        let read = ends.iter().all(|(slot, end)| self.session.next(*slot).is_none_or(|next| next >= *end));
-        let idle = !self.session.has_waiting();
-        if (read || Instant::now() >= *until) && idle {
+            Ok(_) if wishes.demand == 0 => true,
+            Ok(ends) => {
+                let next = |slot| self.session.next(slot);
+                let read = ends.iter().all(|(slot, end)| next(*slot).is_none_or(|next| next >= *end));
+                (read || Instant::now() >= until) && !self.session.has_waiting() && self.started.is_none()
+            }
+        };
+        if answered {
             self.session.mailbox.answer(*number);
             self.look = None;
         } else {
             self.session.wake();
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Asks where the partitions end, on a connection that no fetch waits on: a broker answers one after the other.
+    fn ends(&self) -> Arc<OnceLock<Ends>> {
+        let ends = Arc::new(OnceLock::new());
+        let group = self.consumer.context();
+        let slots: Vec<_> =
+            self.session.slots().into_iter().map(|slot| (slot, group.name(slot.topic))).collect();
+        let (session, known) = (Arc::clone(&self.session), Arc::clone(&ends));
+        // It blocks.
+        self.session.runtime.spawn_blocking(move || {
+            let range = |(slot, name): (Slot, String)| {
+                session.later.range_of(&name, slot.partition).map(|(_, end)| (slot, end))
+            };
+            let asked = slots.into_iter().map(range).collect();
+            // Set nowhere else.
+            let _set = known.set(asked);
+            session.wake();
+        });
+        ends
     }
 
     /// Gives back what nobody has seen, waits for what is out, and leaves the group.
@@ -645,19 +456,14 @@ impl Reader {
         while self.session.is_out() && Instant::now() < deadline {
             // Whoever closes does not wait for deliveries; what becomes of them is committed all the same.
             self.session.mailbox.finish();
+            self.take_outcome();
             self.take_in();
-            if self.committed_at.elapsed() >= COMMIT_EVERY && self.commit().is_err() {
-                self.session.commit_again();
+            if self.started.is_none() && self.committed_at.elapsed() >= COMMIT_EVERY {
+                self.commit(Vec::new());
             }
             self.session.sleep(IDLE);
         }
-        for _ in 0..LAST_COMMITS {
-            if self.commit().is_ok() {
-                break;
-            }
-            self.session.commit_again();
-            std::thread::sleep(self.backoff.next_delay());
-        }
+        self.commit_all();
         self.consumer.context().leaving.store(true, Ordering::Release);
         let session = Arc::clone(&self.session);
         for slot in session.slots() {
@@ -669,12 +475,30 @@ impl Reader {
             tokio::time::sleep(Duration::from_secs(3)).await;
             watched.mailbox.finish();
         });
-        drop(self);
+        let Self { consumer, commits, .. } = self;
+        commits.end();
+        drop(consumer);
         session.mailbox.finish();
     }
 
+    /// Tries for a while.
+    fn commit_all(&mut self) {
+        let deadline = Instant::now() + LAST_COMMITS;
+        while Instant::now() < deadline && (self.started.is_some() || self.session.is_dirty()) {
+            if self.started.is_none() && Instant::now() >= self.not_before {
+                self.commit(Vec::new());
+            }
+            self.session.sleep(Duration::from_millis(5));
+            self.take_outcome();
+            self.take_in();
+        }
+    }
+
     fn give_back(&mut self) {
-        let unseen = self.session.mailbox.take_back(|_| true);
+        let mut unseen = self.session.mailbox.take_back(|_| true);
+        if let Some(started) = &mut self.started {
+            unseen.append(started);
+        }
         self.session.unstart(unseen);
     }
 }

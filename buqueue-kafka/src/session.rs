@@ -276,6 +276,10 @@ impl Session {
             .collect()
     }
 
+    pub(crate) fn is_dirty(&self) -> bool {
+        lock(&self.state).owned.values().any(|owned| owned.dirty)
+    }
+
     /// That could not be committed.
     pub(crate) fn commit_again(&self) {
         lock(&self.state).owned.values_mut().for_each(|owned| owned.dirty = true);
