@@ -446,13 +446,7 @@ impl Reader {
         let deadline = Instant::now() + GHOST;
         self.give_back();
         // Nothing more is read; what is out is what matters.
-        let assigned = self.consumer.assignment();
-        if let Ok(assigned) = assigned.as_ref()
-            && assigned.count() > 0
-            && let Err(error) = self.consumer.pause(assigned)
-        {
-            self.consumer.context().report("pause", error);
-        }
+        self.pause_all();
         while self.session.is_out() && Instant::now() < deadline {
             // Whoever closes does not wait for deliveries; what becomes of them is committed all the same.
             self.session.mailbox.finish();
@@ -479,6 +473,17 @@ impl Reader {
         commits.end();
         drop(consumer);
         session.mailbox.finish();
+    }
+
+    /// The list of what is assigned must not outlive the client, which would never end: it holds on to its partitions.
+    fn pause_all(&self) {
+        let paused = match self.consumer.assignment() {
+            Ok(assigned) if assigned.count() > 0 => self.consumer.pause(&assigned),
+            asked => asked.map(drop),
+        };
+        if let Err(error) = paused {
+            self.consumer.context().report("pause", error);
+        }
     }
 
     /// Tries for a while.
