@@ -101,17 +101,6 @@ impl Harness for Broker {
         Duration::from_millis(700)
     }
 
-    fn keeps(&self, case: &str) -> Hook<()> {
-        let unsteady = ["endurance::five_restarts", "endurance::five_half_opens"];
-        if unsteady.contains(&case) && std::env::var_os("BUQUEUE_TEST_KAFKA_ALL").is_none() {
-            return Err(Excluded::new(
-                "a consumer is silent for longer than allowed when fault follows upon fault, not in every run; \
-                 `cargo xtask test --broker kafka` tries it",
-            ));
-        }
-        Ok(())
-    }
-
     fn broker_addr(&self) -> Hook<SocketAddr> {
         let listener = self.proxied.get_or_init(Listener::take).as_ref();
         let listener = listener.map_err(|why| Excluded::new(*why))?;

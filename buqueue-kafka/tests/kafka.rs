@@ -23,6 +23,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Child;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
 type Consumer = buqueue_core::Consumer<KafkaBackend>;
@@ -298,7 +299,7 @@ async fn transactions_of_others_are_read_when_they_are_committed() {
     until("no lag", async || committed(&config).iter().all(|(done, end)| *done == Some(*end))).await;
 }
 
-/// The client's `max.poll.interval.ms` is ten seconds.
+/// The client's `max.poll.interval.ms` is five seconds.
 #[tokio::test]
 async fn a_handler_may_take_longer_than_the_poll_interval() {
     let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA") else { return };
@@ -306,7 +307,7 @@ async fn a_handler_may_take_longer_than_the_poll_interval() {
     let (producer, mut consumer) = builder(&config).build_pair().await.unwrap();
     producer.send(Message::new("slow")).await.unwrap();
     let delivery = receive(&mut consumer).await;
-    nothing_for(Duration::from_secs(13), &mut consumer).await;
+    nothing_for(Duration::from_secs(8), &mut consumer).await;
     producer.send(Message::new("next")).await.unwrap();
     let next = receive(&mut consumer).await;
     assert_eq!((text(&next), next.delivery_count()), ("next".to_owned(), 1));
@@ -369,18 +370,26 @@ async fn member_process() {
         random % limit
     };
     loop {
+        let mut said = String::new();
         match tokio::time::timeout(Duration::from_millis(300), consumer.receive_batch(50)).await {
-            Ok(batch) => held.extend(batch.unwrap()),
+            Ok(batch) => {
+                let (batch, now) = (batch.unwrap(), Utc::now().timestamp_millis());
+                for delivery in &batch {
+                    said.push_str(&format!("{MARK}got {now} {}\n", delivery.message_id()));
+                }
+                print!("{said}");
+                held.extend(batch);
+            }
             // Nothing comes any more: what is held is settled.
             Err(_) if held.is_empty() => continue,
             Err(_) => {}
         }
         let keep = usize::try_from(below(100)).unwrap();
-        let mut said = String::new();
+        said.clear();
         while held.len() > keep.min(held.len().saturating_sub(1)) {
             let at = usize::try_from(below(held.len() as u64)).unwrap();
             let delivery: Delivery = held.swap_remove(at);
-            let line = format!("{} {}", delivery.delivery_count(), text(&delivery));
+            let line = format!("acked {}", text(&delivery));
             if below(200) == 0 {
                 // A partition that has moved meanwhile has taken it along.
                 drop(delivery.nack().await);
@@ -395,7 +404,8 @@ async fn member_process() {
 struct Member(Child);
 
 impl Member {
-    fn start(brokers: &str, topic: &str, said: &tokio::sync::mpsc::UnboundedSender<String>) -> Self {
+    /// Says what the process says, and which one it was.
+    fn start(brokers: &str, topic: &str, number: usize, said: &UnboundedSender<(usize, String)>) -> Self {
         let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "member_process", "--nocapture", "--test-threads=1"]);
         let child =
@@ -406,7 +416,7 @@ impl Member {
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 if let Some((_, words)) = line.split_once(MARK) {
-                    drop(said.send(words.to_owned()));
+                    drop(said.send((number, words.to_owned())));
                 }
             }
         });
@@ -414,21 +424,66 @@ impl Member {
     }
 }
 
-/// Twelve partitions, members that join and are killed every few seconds; on the cluster (`BUQUEUE_TEST_KAFKA_CLUSTER`) its
-/// nodes, too. Nothing is lost, and in the end nothing is left.
+/// What the members have said.
+#[derive(Default)]
+struct Said {
+    /// How often each message was acked.
+    acked: BTreeMap<usize, u32>,
+    /// When each record was received first, in milliseconds, by which member, and after how many others of its own.
+    received: BTreeMap<(u32, u64), (i64, usize, u64)>,
+    count: u64,
+}
+
+impl Said {
+    fn hear(&mut self, member: usize, words: &str) {
+        let words: Vec<&str> = words.split(' ').collect();
+        match words[..] {
+            ["acked", number] => *self.acked.entry(number.parse().unwrap()).or_default() += 1,
+            ["got", at, id] => {
+                let (partition, offset) = id.split_once('-').unwrap();
+                self.count += 1;
+                let first = (at.parse().unwrap(), member, self.count);
+                let place = (partition.parse().unwrap(), offset.parse().unwrap());
+                let known = self.received.entry(place).or_insert(first);
+                *known = (*known).min(first);
+            }
+            _ => {}
+        }
+    }
+
+    /// The first time each record of a partition is received, those before it have been: strictly at one member, and as far
+    /// as the clocks of two processes tell at two.
+    fn check_order(&self) {
+        const APART: i64 = 500;
+        let mut latest = BTreeMap::<u32, i64>::new();
+        let mut own = BTreeMap::<(u32, usize), u64>::new();
+        for (&(partition, offset), &(at, member, count)) in &self.received {
+            let latest = latest.entry(partition).or_insert(at);
+            assert!(at + APART >= *latest, "{partition}-{offset} came {} ms after a later one", *latest - at);
+            *latest = at.max(*latest);
+            let before = own.insert((partition, member), count);
+            assert!(before < Some(count), "{partition}-{offset} came after a later one at member {member}");
+        }
+    }
+}
+
+/// Twelve partitions, members that join, leave by dying, and are killed every few seconds; on the cluster
+/// (`BUQUEUE_TEST_KAFKA_CLUSTER`) its nodes, too. Nothing is lost, everything is received in order, and in the end nothing is
+/// left.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_come_go_and_are_killed() {
     const KEYS: usize = 100;
     let cluster = std::env::var("BUQUEUE_TEST_KAFKA_CLUSTER").ok();
     let Some(brokers) = cluster.clone().or_else(|| endpoint("BUQUEUE_TEST_KAFKA")) else { return };
-    let messages: usize = if cluster.is_some() { 100_000 } else { 30_000 };
+    let (messages, faults): (usize, usize) = if cluster.is_some() { (100_000, 24) } else { (30_000, 8) };
     let config = KafkaConfig { partitions: 12, ..config(&brokers, "chaos") };
     let (producer, first) = builder(&config).build_pair().await.unwrap();
     drop(first);
-    let (says, mut said) = tokio::sync::mpsc::unbounded_channel();
-    let mut members: Vec<Member> = (0..3).map(|_| Member::start(&brokers, &config.topic, &says)).collect();
+    let (says, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let mut members: Vec<Member> =
+        (0..3).map(|number| Member::start(&brokers, &config.topic, number, &says)).collect();
     let sending = tokio::spawn(async move {
-        for chunk in (0..messages).collect::<Vec<_>>().chunks(200) {
+        for chunk in (0..messages).collect::<Vec<_>>().chunks(100) {
             let mut open: Vec<Message> = chunk
                 .iter()
                 .map(|n| Message::new(n.to_string()).with_routing_key(format!("key-{}", n % KEYS)))
@@ -441,43 +496,59 @@ async fn members_come_go_and_are_killed() {
             tokio::time::sleep(Duration::from_millis(40)).await;
         }
     });
-    let mut times = BTreeMap::<usize, u32>::new();
-    let (mut kills, mut next_kill) = (0, Instant::now() + Duration::from_secs(2));
-    let deadline = Instant::now() + Duration::from_secs(if cluster.is_some() { 240 } else { 100 });
-    while times.len() < messages {
-        assert!(Instant::now() < deadline, "{} of {messages} handled, {kills} kills", times.len());
-        if let Ok(words) = tokio::time::timeout_at(next_kill, said.recv()).await {
-            if let Some((_, number)) = words.unwrap().split_once(' ') {
-                *times.entry(number.parse().unwrap()).or_default() += 1;
-            }
+    let mut said = Said::default();
+    let (mut kills, mut restarts) = (0, Vec::new());
+    let mut next_kill = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(if cluster.is_some() { 300 } else { 100 });
+    while said.acked.len() < messages {
+        assert!(Instant::now() < deadline, "{} of {messages} handled, {kills} kills", said.acked.len());
+        if let Ok(words) = tokio::time::timeout_at(next_kill, hears.recv()).await {
+            let (member, words) = words.unwrap();
+            said.hear(member, &words);
             continue;
         }
         next_kill = Instant::now() + Duration::from_secs(if cluster.is_some() { 4 } else { 2 });
-        if kills < 8 {
+        if kills < faults {
             kills += 1;
             members.remove(0).0.kill().await.unwrap();
-            members.push(Member::start(&brokers, &config.topic, &says));
-            // Now and then one more.
+            members.push(Member::start(&brokers, &config.topic, 2 * kills + 1, &says));
+            // Now and then one more, and one that only comes for a while.
             if kills % 3 == 0 {
-                members.push(Member::start(&brokers, &config.topic, &says));
+                members.push(Member::start(&brokers, &config.topic, 2 * kills + 2, &says));
+            } else if kills % 3 == 1 && members.len() > 3 {
+                members.pop().unwrap().0.kill().await.unwrap();
             }
-            if cluster.is_some() && kills % 3 == 1 {
-                restart_node(kills).await;
+            if cluster.is_some() && kills % 5 == 2 {
+                // The node that leads the first partition.
+                restarts.push(tokio::spawn(restart_leader(config.clone())));
             }
         }
     }
     sending.await.unwrap();
+    let nodes = restarts.len();
+    for restart in restarts {
+        restart.await.unwrap();
+    }
     until("no lag", async || committed(&config).iter().all(|(done, end)| *done == Some(*end))).await;
-    let duplicates: u32 = times.values().map(|times| times - 1).sum();
+    said.check_order();
+    let duplicates: u32 = said.acked.values().map(|times| times - 1).sum();
     println!(
-        "measured kafka members_come_go_and_are_killed: {messages} handled, {kills} kills, lost 0, {duplicates} twice"
+        "measured kafka members_come_go_and_are_killed: {messages} handled, {kills} kills, {nodes} leaders restarted, \
+         lost 0, {duplicates} twice, {} records in order",
+        said.received.len()
     );
 }
 
-/// `kill -9` of one node, and up again.
-async fn restart_node(number: usize) {
-    let Ok(program) = std::env::var("BUQUEUE_XTASK") else { return };
-    let node = format!("kafka-cluster/node-{}", number % 3 + 1);
+/// `kill -9` of the node that leads the first partition, and up again.
+async fn restart_leader(config: KafkaConfig) {
+    let program = std::env::var("BUQUEUE_XTASK").unwrap();
+    let topic = config.topic.clone();
+    let leader = tokio::task::spawn_blocking(move || {
+        let consumer: BaseConsumer = client(&config).create().unwrap();
+        let metadata = consumer.fetch_metadata(Some(&topic), SOON).unwrap();
+        metadata.topics()[0].partitions()[0].leader()
+    });
+    let node = format!("kafka-cluster/node-{}", leader.await.unwrap());
     let mut command = tokio::process::Command::new(program);
     command.args(["brokers", "restart", &node]).env_remove("BUQUEUE_TEST_KAFKA_CLUSTER");
     let output = command.output().await.unwrap();

@@ -208,9 +208,6 @@ fn brokers_up(report: &mut Report, set_ups: &[String]) -> Result<Vec<Endpoint>> 
             }
         }
     }
-    if set_ups.first().is_some_and(|name| name == "kafka") {
-        environment.push(Endpoint { variable: "BUQUEUE_TEST_KAFKA_ALL", value: "1".to_owned() });
-    }
     if required {
         environment.push(Endpoint { variable: "BUQUEUE_TEST_REQUIRE", value: "1".to_owned() });
     }
