@@ -12,7 +12,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use buqueue_conformance::{Excluded, Foreign, Harness, Hook, Setup, Skip};
+use buqueue_conformance::{Excluded, Foreign, Harness, Hook, Setup, Skip, unless_long};
 use buqueue_core::QueueBuilder;
 use buqueue_nats::{
     AckPolicy, DeliverPolicy, JetStreamConfig, NatsBackend, NatsConfig, RetentionPolicy, StorageType,
@@ -174,6 +174,10 @@ macro_rules! harness {
 
             fn builder(&self, setup: &Setup) -> QueueBuilder<NatsBackend> {
                 NatsBackend::builder(self.0.config(setup, $retention))
+            }
+
+            fn keeps(&self, case: &str) -> Hook<()> {
+                if $retention == RetentionPolicy::WorkQueue { Ok(()) } else { unless_long(case) }
             }
 
             fn deduplication_window(&self) -> Option<Duration> {

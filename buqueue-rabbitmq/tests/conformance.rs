@@ -10,7 +10,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use buqueue_conformance::{Excluded, Foreign, Harness, Hook, Setup, Skip};
+use buqueue_conformance::{Excluded, Foreign, Harness, Hook, Setup, Skip, unless_long};
 use buqueue_core::QueueBuilder;
 use buqueue_rabbitmq::{QueueType, RabbitMqBackend, RabbitMqBuilderExt, RabbitMqConfig};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions};
@@ -166,6 +166,10 @@ macro_rules! harness {
             fn builder(&self, setup: &Setup) -> QueueBuilder<RabbitMqBackend> {
                 // A limit that a test can reach.
                 RabbitMqBackend::builder(self.0.config(setup, $queue_type)).max_payload(4 * 1024 * 1024)
+            }
+
+            fn keeps(&self, case: &str) -> Hook<()> {
+                if $queue_type == QueueType::Quorum { Ok(()) } else { unless_long(case) }
             }
 
             fn broker_addr(&self) -> Hook<SocketAddr> {

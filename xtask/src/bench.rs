@@ -6,7 +6,7 @@ use crate::brokers;
 use crate::error::{Context, Result, bail};
 use crate::test::root;
 
-pub const ARGUMENTS: &str = "memory|nats|rabbitmq|redis|sqs [ARGUMENT…]";
+pub const ARGUMENTS: &str = "kafka|memory|nats|rabbitmq|redis|sqs [ARGUMENT…]";
 pub const ABOUT: &str =
     "    Measures buqueue beside raw clients and peers, interleaved in one run, and prints tables of ratios.
     `--quick` for a first look. Run it on a quiet machine.
@@ -19,7 +19,7 @@ pub fn command(arguments: &[String]) -> Result<()> {
     command.current_dir(root().join("benches"));
     match which.as_str() {
         "memory" => {}
-        broker @ ("nats" | "rabbitmq" | "redis" | "sqs") => {
+        broker @ ("kafka" | "nats" | "rabbitmq" | "redis" | "sqs") => {
             // The faster of the two emulators; neither tells how fast SQS is.
             let broker = if broker == "sqs" { "sqs-localstack" } else { broker };
             command.envs(brokers::up(&[broker])?.into_iter().map(|endpoint| {

@@ -4,6 +4,7 @@ mod bench;
 mod brokers;
 mod error;
 mod process;
+mod story;
 mod test;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ struct Command {
 const COMMANDS: &[Command] = &[
     Command { name: "test", arguments: test::ARGUMENTS, about: test::ABOUT, run: test::command },
     Command { name: "brokers", arguments: brokers::ARGUMENTS, about: brokers::ABOUT, run: brokers::command },
+    Command { name: "story", arguments: story::ARGUMENTS, about: story::ABOUT, run: story::command },
     Command { name: "bench", arguments: bench::ARGUMENTS, about: bench::ABOUT, run: bench::command },
 ];
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
 use crate::process::{find_program, note, say};
+use crate::story;
 
 pub const ARGUMENTS: &str = "[--runs N] [--conformance] [--broker NAME [--version V]] [FILTER]";
 pub const ABOUT: &str =
@@ -39,19 +40,12 @@ const BROKERS: &[&str] = &[
     "kafka",
 ];
 
+/// Versions that some tests need beside the broker itself, and not in its place.
+const BESIDE: &[&str] = &["kafka-cluster"];
+
 /// The packages with a conformance suite.
 const BACKENDS: &[&str] =
     &["buqueue-kafka", "buqueue-memory", "buqueue-nats", "buqueue-rabbitmq", "buqueue-redis", "buqueue-sqs"];
-
-/// The quickstart's name of a broker, the variable that tells the tests where it is, and the one that tells the
-/// quickstart.
-const STORIES: &[(&str, &str, &str)] = &[
-    ("redis", "BUQUEUE_TEST_REDIS", "REDIS_URL"),
-    ("kafka", "BUQUEUE_TEST_KAFKA", "KAFKA_BROKERS"),
-    ("nats", "BUQUEUE_TEST_NATS", "NATS_URL"),
-    ("rabbitmq", "BUQUEUE_TEST_RABBITMQ", "AMQP_URL"),
-    ("sqs", "BUQUEUE_TEST_SQS", "SQS_ENDPOINT"),
-];
 
 pub fn command(arguments: &[String]) -> Result<()> {
     let mut runs = 1;
@@ -75,7 +69,10 @@ pub fn command(arguments: &[String]) -> Result<()> {
     let set_ups = set_ups(broker.as_deref(), version.as_deref())?;
     let everything = !conformance && filter.is_none() && broker.is_none();
     let mut report = Report::default();
-    let environment = brokers_up(&mut report, &set_ups)?;
+    let mut environment = brokers_up(&mut report, &set_ups)?;
+    if broker.is_some() {
+        environment.push(Endpoint { variable: "BUQUEUE_TEST_ALL", value: "1".to_owned() });
+    }
     if everything {
         report.step("formatting", cargo(&["fmt", "--all", "--check"]))?;
         report.step(
@@ -113,17 +110,14 @@ pub fn command(arguments: &[String]) -> Result<()> {
         docs.env("RUSTDOCFLAGS", "-D warnings");
         report.step("docs", docs)?;
         report.check("dependency tree", dependency_tree());
-        report
-            .step("quickstart on memory", quietly(cargo(&["run", "--quiet", "--example", "quickstart"])))?;
-        for (backend, variable, address) in STORIES {
-            if let Some(endpoint) = environment.iter().find(|endpoint| endpoint.variable == *variable) {
-                let mut story = quietly(cargo(&["run", "--quiet", "--example", "quickstart"]));
-                story.env("QUEUE_BACKEND", backend).env(address, &endpoint.value);
-                // The emulators of SQS take any.
-                story.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
-                report.step(&format!("quickstart on {backend}"), story)?;
+        let known = story::on_memory();
+        for backend in story::BACKENDS.iter().filter(|backend| backend.is_at(&environment)) {
+            if let Ok(known) = &known {
+                report
+                    .check(&format!("quickstart on {}", backend.name), backend.told_as(known, &environment));
             }
         }
+        report.check("quickstart on memory", known.map(|_| String::new()));
         for (tool, arguments) in [("cargo-deny", ["deny", "check"].as_slice()), ("typos", &[])] {
             if find_program(tool).is_none() {
                 report.skipped.push(format!("{tool}: not installed"));
@@ -146,7 +140,7 @@ fn set_ups(broker: Option<&str>, version: Option<&str>) -> Result<Vec<String>> {
         return Ok(BROKERS.iter().map(|name| (*name).to_owned()).collect());
     };
     if !BROKERS.contains(&broker) || !BACKENDS.contains(&format!("buqueue-{broker}").as_str()) {
-        let known: Vec<&str> = STORIES.iter().map(|(name, _, _)| *name).collect();
+        let known: Vec<&str> = story::BACKENDS.iter().map(|backend| backend.name).collect();
         bail!("--broker: must be one of {}", known.join(", "));
     }
     let own = version.map_or_else(|| broker.to_owned(), |version| format!("{broker}-{version}"));
@@ -163,7 +157,12 @@ fn set_ups(broker: Option<&str>, version: Option<&str>) -> Result<Vec<String>> {
         BROKERS.iter().filter(|name| name.strip_prefix(broker).is_some_and(|rest| rest.starts_with('-')));
     let mut set_ups: Vec<String> = extras.map(|name| (*name).to_owned()).collect();
     set_ups.retain(|name| *name != own);
-    set_ups.insert(0, own);
+    if BESIDE.contains(&own.as_str()) {
+        set_ups.insert(0, broker.to_owned());
+        set_ups.push(own);
+    } else {
+        set_ups.insert(0, own);
+    }
     Ok(set_ups)
 }
 
@@ -220,14 +219,9 @@ fn in_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false" && value != "0")
 }
 
-fn cargo(arguments: &[&str]) -> Command {
+pub fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
-    command
-}
-
-fn quietly(mut command: Command) -> Command {
-    command.stdout(Stdio::null());
     command
 }
 

@@ -1,0 +1,89 @@
+//! The quickstart on every backend: one program, and the same words.
+
+use crate::brokers::{self, Endpoint};
+use crate::error::{Error, Result, bail};
+use crate::process::{output, say};
+use crate::test::cargo;
+
+pub const ARGUMENTS: &str = "[BACKEND…]";
+pub const ABOUT: &str = "    Starts the brokers, runs the quickstart on each backend, prints its story once, and says where it was told
+    in other words. Without names on all six.
+";
+
+/// A backend's name and set-up, the variable that tells tests where its broker is, and the one that tells the quickstart.
+pub struct Backend {
+    pub name: &'static str,
+    pub variable: &'static str,
+    address: &'static str,
+}
+
+const fn backend(name: &'static str, variable: &'static str, address: &'static str) -> Backend {
+    Backend { name, variable, address }
+}
+
+/// Those that need a broker.
+pub const BACKENDS: &[Backend] = &[
+    backend("kafka", "BUQUEUE_TEST_KAFKA", "KAFKA_BROKERS"),
+    backend("redis", "BUQUEUE_TEST_REDIS", "REDIS_URL"),
+    backend("nats", "BUQUEUE_TEST_NATS", "NATS_URL"),
+    backend("rabbitmq", "BUQUEUE_TEST_RABBITMQ", "AMQP_URL"),
+    backend("sqs", "BUQUEUE_TEST_SQS", "SQS_ENDPOINT"),
+];
+
+const MEMORY: &str = "memory";
+
+pub fn command(arguments: &[String]) -> Result<()> {
+    let known = || std::iter::once(MEMORY).chain(BACKENDS.iter().map(|backend| backend.name));
+    if let Some(unknown) = arguments.iter().find(|name| !known().any(|known| known == name.as_str())) {
+        bail!("no backend {unknown:?}; known are {}", known().collect::<Vec<_>>().join(", "));
+    }
+    let first = on_memory()?;
+    print!("{first}");
+    say(&format!("told by {MEMORY}"));
+    for backend in BACKENDS {
+        if !arguments.is_empty() && !arguments.iter().any(|name| name == backend.name) {
+            continue;
+        }
+        let endpoints = brokers::up(&[backend.name])?;
+        let told = backend.told_as(&first, &endpoints)?;
+        say(&format!("told by {}: {told}", backend.name));
+    }
+    Ok(())
+}
+
+/// The story, which needs no broker there.
+pub fn on_memory() -> Result<String> {
+    tell(&mut cargo(&["run", "--quiet", "--example", "quickstart"]))
+}
+
+impl Backend {
+    /// Whether one of these is its broker.
+    pub fn is_at(&self, endpoints: &[Endpoint]) -> bool {
+        endpoints.iter().any(|endpoint| endpoint.variable == self.variable)
+    }
+
+    /// Tells the story there, which must be the one that is known.
+    pub fn told_as(&self, known: &str, endpoints: &[Endpoint]) -> Result<String> {
+        let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.variable == self.variable) else {
+            bail!("{} has no address", self.name);
+        };
+        let mut quickstart = cargo(&["run", "--quiet", "--example", "quickstart"]);
+        quickstart.env("QUEUE_BACKEND", self.name).env(self.address, &endpoint.value);
+        // The emulators of SQS take any.
+        quickstart.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+        let told = tell(&mut quickstart)?;
+        if let Some((here, there)) = known.lines().zip(told.lines()).find(|(here, there)| here != there) {
+            return Err(Error::new(format!("{there:?} instead of {here:?}")));
+        }
+        if known.lines().count() != told.lines().count() {
+            bail!("{} lines instead of {}", told.lines().count(), known.lines().count());
+        }
+        Ok("word for word".to_owned())
+    }
+}
+
+/// Without its first line, which names the backend.
+fn tell(quickstart: &mut std::process::Command) -> Result<String> {
+    let told = output(quickstart)?;
+    Ok(told.split_once('\n').map_or_else(String::new, |(_, story)| story.to_owned()))
+}
