@@ -1,7 +1,6 @@
 //! Connecting: validation, the topics, the group, and what can be promised.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use buqueue_core::{BuqueueError, Capabilities, ErrorKind, Feature, Limits, QueueBuilder, Result, driver};
@@ -9,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::config::{KafkaConfig, KafkaOptions};
 use crate::consumer::KafkaConsumer;
-use crate::delay;
+use crate::delay::Forwarding;
 use crate::later::Later;
 use crate::levels::HORIZON;
 use crate::producer::KafkaProducer;
@@ -88,30 +87,22 @@ impl driver::Backend for KafkaBackend {
             // The start is fixed with the first assignment.
             let joined = begun.wait_for(|begun| *begun).await;
             joined.map_err(|_| crate::error::lost("joining the group"))?;
-            let stop = Arc::new(AtomicBool::new(false));
-            let (forwarded, stopped) = (options.clone(), Arc::clone(&stop));
-            let spawned = std::thread::Builder::new()
-                .name("buqueue-kafka-delay".to_owned())
-                .spawn(move || delay::forward(&forwarded, &stopped));
-            spawned.map_err(|error| {
+            let telling = Arc::downgrade(&session);
+            let tell = move |error| {
+                if let Some(session) = telling.upgrade() {
+                    session.mailbox.fail(error);
+                }
+            };
+            let forwarding = Forwarding::start(options, tell).map_err(|error| {
                 let kind =
                     ErrorKind::BackendSpecific { code: "thread".to_owned(), message: error.to_string() };
                 BuqueueError::new(kind, "the forwarder's thread cannot be started")
             })?;
+            session.forwards_by(forwarding);
             closing.done();
-            Ok(KafkaConsumer::new(session, Stop(stop)))
+            Ok(KafkaConsumer::new(session))
         })
         .await
-    }
-}
-
-/// Ends the forwarder when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Stop(Arc<AtomicBool>);
-
-impl Drop for Stop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
     }
 }
 

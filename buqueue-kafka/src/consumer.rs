@@ -7,9 +7,11 @@ use std::time::Duration;
 use buqueue_core::driver::{self, Closer, Received};
 use buqueue_core::{QueueFuture, Result};
 
-use crate::backend::Stop;
 use crate::lease::Delivered;
 use crate::session::{Held, Session};
+
+/// How long closing waits for what was settled meanwhile to be committed, and for who sends on schedules to make room.
+const QUIET: Duration = Duration::from_secs(2);
 
 /// Receives from a topic, as a member of a group.
 #[derive(Debug)]
@@ -17,13 +19,11 @@ pub struct KafkaConsumer {
     session: Arc<Session>,
     /// On their way out; empty between calls.
     taken: Vec<Held>,
-    /// What sends on schedules ends with the consumer.
-    _forwarder: Stop,
 }
 
 impl KafkaConsumer {
-    pub(crate) fn new(session: Arc<Session>, forwarder: Stop) -> Self {
-        Self { session, taken: Vec::new(), _forwarder: forwarder }
+    pub(crate) fn new(session: Arc<Session>) -> Self {
+        Self { session, taken: Vec::new() }
     }
 
     fn hand_out(&mut self, out: &mut Vec<Received>) {
@@ -75,6 +75,7 @@ impl Closer for Session {
         Session::close(self);
         QueueFuture::pending(async move {
             self.mailbox.finished().await;
+            self.quiet(QUIET).await;
             Ok(())
         })
     }

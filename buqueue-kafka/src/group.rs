@@ -19,7 +19,7 @@ use crate::metadata::Position;
 use crate::session::{Session, Slot, Topic, lock};
 
 /// How long what is committed may be asked for.
-const ASKING: Duration = Duration::from_secs(2);
+pub(crate) const ASKING: Duration = Duration::from_secs(2);
 /// How long it is tried to take up what the group has given, before the group is asked once more.
 const TAKING_UP: Duration = Duration::from_secs(2);
 /// How long a commit that is under way is waited for when partitions go.
@@ -117,7 +117,10 @@ impl Group {
             self.session.own(slot, &position, fresh);
         }
         self.started.store(true, Ordering::Release);
-        assigned_or_not(consumer, &list)?;
+        if let Err(error) = assigned_or_not(consumer, &list) {
+            self.rejoin.store(true, Ordering::Release);
+            return Err(error);
+        }
         self.reassigned.store(true, Ordering::Release);
         Ok(())
     }

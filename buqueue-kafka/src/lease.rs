@@ -9,6 +9,7 @@ use buqueue_core::{Message, MessageId, QueueFuture, Result};
 use chrono::Utc;
 
 use crate::convert::Story;
+use crate::error;
 use crate::levels::HORIZON;
 use crate::session::{Held, Session};
 
@@ -58,7 +59,11 @@ impl Delivered {
             }
             session.finish(held.place)
         });
-        let moved = moving.await.unwrap_or_else(|_| Err(crate::error::lost("nack_after")));
+        let moved = match moving.await {
+            Ok(moved) => moved,
+            // Its runtime has ended, and nothing was begun, or nobody knows how far it came: better twice than never.
+            Err(_) => self.session.again(&self.held, true).and(Err(error::lost("nack_after"))),
+        };
         self.settled();
         moved
     }

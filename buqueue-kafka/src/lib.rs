@@ -41,35 +41,39 @@
 //! Kafka remembers one offset a partition. buqueue commits the first one that is not done, and in the metadata of the commit
 //! which of those above it are not done either, and how often each has been tried. A restart therefore neither brings again
 //! what was done above a slow message, nor forgets that a message kills its process: before a message is handed out, a commit
-//! says so, one for all that are handed out together. After a crash such messages are handed out one at a time, so that no
-//! other is blamed; after five seconds nobody waits for that any longer. The metadata has 4096 bytes at most (`offset.metadata.max.bytes`); a partition is paused before it is full,
-//! which takes about a thousand unfinished messages. Tools that commit offsets for the group erase what it says.
+//! says so, one for all that are handed out together. Who takes over a partition hands out those that were handed out before
+//! one at a time, so that no other is blamed should one of them kill its handler; when one has taken five seconds, nobody
+//! waits for that any longer. The metadata has 4096 bytes at most (`offset.metadata.max.bytes`); the consumer reads no more
+//! before that is full, which takes about a thousand messages of one partition that were handed out, or are behind one that
+//! is not done. Tools that commit offsets for the group erase what it says.
 //!
 //! A slow message does not hold up its partition, only the committed offset: what a tool shows as lag.
 //!
 //! # Schedules
 //!
-//! A delayed message waits in the delay topic, in the partition of its level: all of level *k* wait 256 ms · 4^(k-1), those of
+//! A delayed message waits in the delay topic, in the partition of its level: all of level *k* wait 64 ms · 4^(k-1), those of
 //! level 0 for what is left. One of the running consumers of the topic sends on what is due, in transactions together with
 //! the offset, and readers see committed records only: each is sent on once, whoever dies when. A schedule of a month takes
-//! some twenty steps. When that consumer is killed, another one goes on after
+//! some twenty steps. When that consumer closes, another one goes on at once; when it is killed, after
 //! [`session_timeout`](KafkaBuilderExt::session_timeout). Records that were sent on are deleted every half minute. A message
-//! that its topic does not take any more, because it is too large, is tried again each minute, and holds up no other. A topic
-//! of the queue's that the consumers may not write to holds up all. Who sends and who sends on compare their own clocks: a
-//! schedule is as early or late as they differ.
+//! that its topic does not take any more (it is too large by now, or may not be written) is tried again each minute, and
+//! holds up no other. Who sends and who sends on compare their own clocks: a schedule is as early or late as they differ.
+//! Should nothing be sent on because a permission is missing, a call that receives says so, once.
 //!
 //! # Topics
 //!
 //! Created where there are none, by producers (the topic), consumers (all three) and schedules (the delay topic), with
 //! [`KafkaConfig::partitions`] and [`KafkaConfig::replication_factor`]; those that exist are used as they are. When somebody
 //! deletes them while they are used they are created again, and read from their start. The delay topic needs 15 partitions,
-//! `retention.ms=-1` and `message.timestamp.type=LogAppendTime`. The topic's own retention counts for what is not done
+//! `cleanup.policy=delete`, `retention.ms=-1`, `retention.bytes=-1` and `message.timestamp.type=LogAppendTime`; one that is
+//! there already and has others is refused with `InvalidConfig`. The topic's own retention counts for what is not done
 //! in time: what Kafka has deleted does not come.
 //!
 //! # Permissions
 //!
 //! To send: `WRITE` and `DESCRIBE` on the topic, for schedules on the delay topic as well. To receive: `READ` on the topic and
-//! the group; `READ`, `WRITE`, `DESCRIBE` on the delay topic and the retry topics of all groups, `READ` on the group named after the delay topic,
+//! the group; `READ`, `WRITE`, `DESCRIBE` on the delay topic and the retry topics of all groups, `DESCRIBE_CONFIGS` on the delay topic
+//! (without it its settings are not checked), `READ` on the group named after the delay topic,
 //! `WRITE` on the transactional id of that name and on the topic itself, `DELETE` on the delay topic, `WRITE` on the dead
 //! letter topic. `CREATE` where topics are to be created.
 //!
@@ -86,7 +90,7 @@
 //!   for [`session_timeout`](KafkaBuilderExt::session_timeout). Its settles are answered `LeaseExpired` then, and the message
 //!   is handled by the other one as well.
 //! * An `ack` that was answered is committed half a second later at most: a process that is killed before handles those
-//!   messages again. Closing the consumer commits.
+//!   messages again. Closing the consumer commits, for five seconds at most where no broker answers.
 //! * More consumers than partitions: the rest wait.
 //! * A consumer that holds messages and closes stays a member for up to a minute, for their sake.
 //! * The client retries a send that was not answered; idempotence keeps it from being there twice as long as the producer

@@ -4,6 +4,7 @@
 //! Before a record is handed out, a commit says so in its metadata: should the process die on it, the next owner knows. One
 //! commit serves all that are handed out together, and gathers what was settled meanwhile. One at a time is under way.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -19,9 +20,9 @@ use crate::commits::Committer;
 use crate::config::{KafkaOptions, OffsetReset};
 use crate::convert;
 use crate::error;
-use crate::group::{Group, add};
+use crate::group::{ASKING, Group, add};
 use crate::metadata::Position;
-use crate::session::{Held, Session, Slot, lock};
+use crate::session::{Session, Slot, lock};
 use crate::topology::Topology;
 
 /// How many records are taken from the client before other work is looked at.
@@ -58,8 +59,12 @@ pub(crate) struct Reader {
     grown_at: u64,
     look: Option<Look>,
     commits: Committer,
-    /// They are handed out when the commit that is under way is made.
-    started: Option<Vec<Held>>,
+    /// A commit is under way.
+    committing: bool,
+    /// Where partitions ended, and no more records came, when a look has waited for them: that is no record there.
+    in_vain: HashMap<Slot, (i64, i64)>,
+    /// What is to be begun anew, and could not be yet.
+    anew: Option<Anew>,
     /// The brokers do not know a topic any more, or again.
     repair: Arc<Mutex<Repair>>,
 }
@@ -73,6 +78,15 @@ enum Repair {
     Declared(Vec<String>),
 }
 
+/// Partitions that are begun anew.
+#[derive(Debug, Default)]
+struct Anew {
+    /// Topics that were created again.
+    created: Vec<String>,
+    /// The client has ceased to read a partition whose next record it could not find.
+    stopped: bool,
+}
+
 /// Where partitions end.
 type Ends = KafkaResult<Vec<(Slot, i64)>>;
 
@@ -83,6 +97,13 @@ struct Look {
     ends: Arc<OnceLock<Ends>>,
     /// Until then records are waited for.
     until: Option<Instant>,
+}
+
+impl Look {
+    /// Nobody is going to answer: the runtime has ended.
+    fn is_void(&self) -> bool {
+        self.ends.get().is_none() && Arc::strong_count(&self.ends) == 1
+    }
 }
 
 impl Reader {
@@ -117,7 +138,9 @@ impl Reader {
             grown_at: 0,
             look: None,
             commits,
-            started: None,
+            committing: false,
+            in_vain: HashMap::new(),
+            anew: None,
             repair: Arc::default(),
         };
         let spawned =
@@ -139,6 +162,7 @@ impl Reader {
         self.take_in();
         self.rejoin();
         self.repair();
+        self.begin_anew();
         self.flow();
         self.hand_over();
         self.answer_looks();
@@ -169,7 +193,7 @@ impl Reader {
                     });
                 }
                 Some(Err(error)) => match error.rdkafka_error_code() {
-                    Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.restart(&[], true),
+                    Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.begin_anew_soon(&[], true),
                     _ => self.consumer.context().report("receive", error),
                 },
             }
@@ -242,40 +266,67 @@ impl Reader {
         let names = std::mem::take(names);
         *repair = Repair::Idle;
         drop(repair);
-        self.restart(&names, false);
+        self.begin_anew_soon(&names, false);
+    }
+
+    fn begin_anew_soon(&mut self, created: &[String], stopped: bool) {
+        let anew = self.anew.get_or_insert_default();
+        anew.created.extend_from_slice(created);
+        anew.stopped |= stopped;
+        self.session.wake();
     }
 
     /// Begins at the start with what is left of partitions of which there is no more what was to be read next, and with those
-    /// of topics that are new. Their deliveries are no longer ours to settle.
-    ///
-    /// The client has ceased to read a partition whose next record it could not find: with `stopped`, the others begin again
-    /// where they were.
-    fn restart(&self, created: &[String], stopped: bool) {
+    /// of topics that are new. Their deliveries are no longer ours to settle. Where the client has stopped, the others begin
+    /// again where they were.
+    fn begin_anew(&mut self) {
+        let Some(anew) = self.anew.take_if(|_| Instant::now() >= self.not_before) else { return };
+        if let Err(error) = self.restart(&anew) {
+            // Each of them may block: not more than one in a row.
+            self.not_before = Instant::now() + self.backoff.next_delay();
+            self.consumer.context().report("restart", error);
+            self.begin_anew_soon(&anew.created, anew.stopped);
+        }
+    }
+
+    fn restart(&self, anew: &Anew) -> KafkaResult<()> {
         let group = self.consumer.context();
+        // With a topic goes what was committed of it, also where another member has created it again.
+        let forgotten = if anew.stopped { Vec::new() } else { self.forgotten()? };
         for slot in self.session.slots() {
             let name = group.name(slot.topic);
-            let restarted = self.session.later.range_of(&name, slot.partition).and_then(|(first, next)| {
-                let reads = self.session.next(slot).unwrap_or(first);
-                let there = (first..=next).contains(&reads) && !created.contains(&name);
-                if there && !stopped {
-                    return Ok(());
-                }
-                let begins = if there { reads } else { first };
-                if !there {
-                    self.session.disown(slot);
-                    let position = Position { next: first, read_to: first, ..Position::default() };
-                    self.session.own(slot, &position, true);
-                }
-                group.reassigned.store(true, Ordering::Release);
-                let mut list = TopicPartitionList::new();
-                list.add_partition_offset(&name, slot.partition, Offset::Offset(begins))?;
-                self.consumer.incremental_unassign(&list)?;
-                self.consumer.incremental_assign(&list)
-            });
-            if let Err(error) = restarted {
-                group.report("restart", error);
+            let (first, next) = self.session.later.range_of(&name, slot.partition)?;
+            let reads = self.session.next(slot).unwrap_or(first);
+            let is_new = anew.created.contains(&name) || forgotten.contains(&slot);
+            let there = (first..=next).contains(&reads) && !is_new;
+            if there && !anew.stopped {
+                continue;
             }
+            let begins = if there { reads } else { first };
+            if !there {
+                self.session.disown(slot);
+                let position = Position { next: first, read_to: first, ..Position::default() };
+                self.session.own(slot, &position, true);
+            }
+            group.reassigned.store(true, Ordering::Release);
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&name, slot.partition, Offset::Offset(begins))?;
+            self.consumer.incremental_unassign(&list)?;
+            self.consumer.incremental_assign(&list)?;
         }
+        Ok(())
+    }
+
+    /// The partitions of which nothing is committed any more.
+    fn forgotten(&self) -> KafkaResult<Vec<Slot>> {
+        let group = self.consumer.context();
+        let mut all = TopicPartitionList::new();
+        for slot in self.session.slots() {
+            all.add_partition(&group.name(slot.topic), slot.partition);
+        }
+        let committed = self.consumer.committed_offsets(all, ASKING)?;
+        let nothing = committed.elements().into_iter().filter(|place| place.offset() == Offset::Invalid);
+        Ok(nothing.map(|place| group.slot(place.topic(), place.partition())).collect())
     }
 
     /// Reads no more than is wanted.
@@ -298,7 +349,7 @@ impl Reader {
         let (unfinished, most) = (self.session.unfinished(), self.session.options.max_in_flight);
         let full =
             unfinished >= most || self.session.slots().iter().any(|slot| !self.session.has_room(*slot));
-        let wanted = if self.paused { full || unfinished > most / 2 } else { full };
+        let wanted = if self.paused { full || unfinished > most / 4 * 3 } else { full };
         if wanted == self.paused {
             return;
         }
@@ -312,7 +363,9 @@ impl Reader {
 
     /// Hands over what is wanted, once a commit has told of it; commits what was settled.
     fn hand_over(&mut self) {
-        if self.started.is_some() || Instant::now() < self.not_before {
+        // Of a topic that was created again nothing is committed before it is begun anew.
+        let repairing = self.anew.is_some() || !matches!(*lock(&self.repair), Repair::Idle);
+        if self.committing || repairing || Instant::now() < self.not_before {
             return;
         }
         let wishes = self.session.mailbox.wishes();
@@ -329,39 +382,37 @@ impl Reader {
         let alone = !self.session.is_out() && wishes.ready == 0;
         let started = self.session.start(target.saturating_sub(wishes.ready), alone);
         let begins = !*self.consumer.context().begun.borrow();
-        if !started.is_empty() || self.committed_at.elapsed() >= COMMIT_EVERY || begins {
-            self.commit(started);
+        if started || self.committed_at.elapsed() >= COMMIT_EVERY || begins {
+            self.commit();
         }
     }
 
-    /// Commits what was settled, and that these are handed out; then they are.
-    fn commit(&mut self, started: Vec<Held>) {
+    /// Commits what was settled, and what is to be handed out; then it is.
+    fn commit(&mut self) {
         self.committed_at = Instant::now();
         let positions = self.session.to_commit();
         let mut list = TopicPartitionList::with_capacity(positions.len());
         let listed = positions.iter().try_for_each(|(slot, position)| {
             add(&mut list, &self.consumer.context().name(slot.topic), slot.partition, position)
         });
-        if positions.is_empty() {
-            return self.committed(started, Ok(()));
-        }
         match listed {
-            Ok(()) => {
-                self.started = Some(started);
+            Ok(()) if !positions.is_empty() => {
+                self.committing = true;
                 self.commits.commit(list);
             }
-            Err(error) => self.committed(started, Err(error)),
+            outcome => self.committed(outcome),
         }
     }
 
     fn take_outcome(&mut self) {
         if let Some(outcome) = self.commits.outcome() {
-            let started = self.started.take().unwrap_or_default();
-            self.committed(started, outcome);
+            self.committing = false;
+            self.committed(outcome);
         }
     }
 
-    fn committed(&mut self, started: Vec<Held>, outcome: KafkaResult<()>) {
+    fn committed(&mut self, outcome: KafkaResult<()>) {
+        self.session.committed(outcome.is_ok());
         match outcome {
             Ok(()) => {
                 self.backoff.reset();
@@ -369,16 +420,8 @@ impl Reader {
                 if group.started.load(Ordering::Acquire) {
                     group.begun.send_if_modified(|begun| !std::mem::replace(begun, true));
                 }
-                // Those whose partition has gone meanwhile are somebody else's.
-                let ours: Vec<Held> =
-                    started.into_iter().filter(|held| self.session.check(held.place).is_ok()).collect();
-                if !ours.is_empty() {
-                    self.session.mailbox.push_all(ours);
-                }
             }
             Err(error) => {
-                self.session.unstart(started);
-                self.session.commit_again();
                 self.not_before = Instant::now() + self.backoff.next_delay();
                 // Somebody joins or leaves: the client goes along, and then it is tried again.
                 self.consumer.context().report("commit", error);
@@ -393,29 +436,42 @@ impl Reader {
             self.look = None;
             return;
         }
-        if self.look.as_ref().is_none_or(|look| look.number < wishes.looks) {
+        // One question at a time: a broker that does not answer is not asked by ever more threads.
+        let asking = self.look.as_ref().is_some_and(|look| look.ends.get().is_none() && !look.is_void());
+        if !asking && self.look.as_ref().is_none_or(|look| look.number < wishes.looks) {
             self.look = Some(Look { number: wishes.looks, ends: self.ends(), until: None });
         }
-        let Some(Look { number, ends, until }) = &mut self.look else { return };
-        let Some(ends) = ends.get() else { return };
-        let until = *until.get_or_insert_with(|| Instant::now() + LOOK);
-        let answered = match ends {
-            Err(error) => {
+        let Some(look) = &mut self.look else { return };
+        let number = look.number;
+        let answered = match look.ends.get() {
+            None => look.is_void(),
+            Some(Err(error)) => {
                 self.consumer.context().report("watermarks", error.clone());
                 true
             }
             // Whoever looked has found something, or has gone.
-            Ok(_) if wishes.demand == 0 => true,
-            Ok(ends) => {
-                let next = |slot| self.session.next(slot);
-                let read = ends.iter().all(|(slot, end)| next(*slot).is_none_or(|next| next >= *end));
-                (read || Instant::now() >= until) && !self.session.has_waiting() && self.started.is_none()
+            Some(Ok(_)) if wishes.demand == 0 => true,
+            Some(Ok(ends)) => {
+                let until = *look.until.get_or_insert_with(|| Instant::now() + LOOK);
+                let mut missing = ends.iter().filter_map(|&(slot, end)| {
+                    let next = self.session.next(slot).filter(|next| *next < end)?;
+                    (self.in_vain.get(&slot) != Some(&(next, end))).then_some((slot, (next, end)))
+                });
+                if self.session.has_waiting() || self.committing {
+                    false
+                } else if Instant::now() >= until {
+                    let missing: Vec<_> = missing.collect();
+                    self.in_vain.extend(missing);
+                    true
+                } else {
+                    missing.next().is_none()
+                }
             }
         };
         if answered {
-            self.session.mailbox.answer(*number);
+            self.session.mailbox.answer(number);
             self.look = None;
-        } else {
+        } else if self.look.as_ref().is_some_and(|look| look.ends.get().is_some()) {
             self.session.wake();
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -447,13 +503,14 @@ impl Reader {
         self.give_back();
         // Nothing more is read; what is out is what matters.
         self.pause_all();
+        self.commit_all();
+        // Whoever closes does not wait for deliveries; what becomes of them is committed all the same.
+        self.session.mailbox.finish();
         while self.session.is_out() && Instant::now() < deadline {
-            // Whoever closes does not wait for deliveries; what becomes of them is committed all the same.
-            self.session.mailbox.finish();
             self.take_outcome();
             self.take_in();
-            if self.started.is_none() && self.committed_at.elapsed() >= COMMIT_EVERY {
-                self.commit(Vec::new());
+            if !self.committing && Instant::now() >= self.not_before && self.session.is_dirty() {
+                self.commit();
             }
             self.session.sleep(IDLE);
         }
@@ -489,9 +546,9 @@ impl Reader {
     /// Tries for a while.
     fn commit_all(&mut self) {
         let deadline = Instant::now() + LAST_COMMITS;
-        while Instant::now() < deadline && (self.started.is_some() || self.session.is_dirty()) {
-            if self.started.is_none() && Instant::now() >= self.not_before {
-                self.commit(Vec::new());
+        while Instant::now() < deadline && self.session.is_dirty() {
+            if !self.committing && Instant::now() >= self.not_before {
+                self.commit();
             }
             self.session.sleep(Duration::from_millis(5));
             self.take_outcome();
@@ -500,10 +557,8 @@ impl Reader {
     }
 
     fn give_back(&mut self) {
-        let mut unseen = self.session.mailbox.take_back(|_| true);
-        if let Some(started) = &mut self.started {
-            unseen.append(started);
-        }
+        self.session.unstart_all();
+        let unseen = self.session.mailbox.take_back(|_| true);
         self.session.unstart(unseen);
     }
 }
@@ -529,8 +584,11 @@ fn consumer(options: &KafkaOptions) -> rdkafka::ClientConfig {
         .set("heartbeat.interval.ms", (options.session_timeout / 5).as_millis().to_string())
         .set("fetch.wait.max.ms", "200")
         .set("fetch.error.backoff.ms", "100")
-        .set("queued.min.messages", "1000")
+        // What is ready is bounded by its size. It is thrown away when a partition pauses, so it is little.
+        .set("queued.min.messages", "1000000")
         .set("queued.max.messages.kbytes", "16384")
+        .set("fetch.queue.backoff.ms", "10")
+        .set("fetch.message.max.bytes", "262144")
         .set("allow.auto.create.topics", "false");
     consumer
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use buqueue_core::{BuqueueError, ErrorKind, FirstFailures, Mailbox, Message};
@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 
 use crate::config::KafkaOptions;
 use crate::convert::Story;
+use crate::delay::Forwarding;
 use crate::later::Later;
 use crate::metadata::Position;
 use crate::tracker::{Read, Tracker};
@@ -70,13 +71,27 @@ struct State {
     epochs: u64,
     /// Read, and not yet cleared for somebody to handle.
     waiting: VecDeque<Held>,
+    /// To be handed out when the commit is made that tells of them.
+    started: Vec<Held>,
+    /// Whether a commit is under way.
+    committing: bool,
     /// Since when a suspect waits to be alone.
     suspect_since: Option<Instant>,
     /// A suspect is out alone, since then.
     suspect_out: Option<(Place, Instant)>,
+    /// One of them has taken so long that the others are treated as any, until partitions come again.
+    trusting: bool,
 }
 
 impl State {
+    /// Others have waited long enough.
+    fn trust(&mut self) {
+        self.trusting = true;
+        self.suspect_since = None;
+        self.suspect_out = None;
+        self.waiting.iter_mut().for_each(|held| held.suspect = false);
+    }
+
     fn is_back(&mut self, place: Place) {
         if self.suspect_out.is_some_and(|(out, _)| out == place) {
             self.suspect_out = None;
@@ -98,6 +113,8 @@ pub(crate) struct Session {
     /// Handed out, and not settled.
     out: AtomicUsize,
     closing: AtomicBool,
+    /// What sends on schedules ends with the consumer.
+    forwarding: OnceLock<Forwarding>,
     work: Mutex<bool>,
     wake: Condvar,
 }
@@ -122,6 +139,7 @@ impl Session {
             failures: FirstFailures::default(),
             out: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
+            forwarding: OnceLock::new(),
             work: Mutex::new(false),
             wake: Condvar::new(),
         }
@@ -140,8 +158,27 @@ impl Session {
         *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
     }
 
+    pub(crate) fn forwards_by(&self, forwarding: Forwarding) {
+        // Once, when it is built.
+        let _set = self.forwarding.set(forwarding);
+    }
+
+    /// Waits until everything is committed and nothing is sent on any more, for so long at most.
+    pub(crate) async fn quiet(&self, limit: Duration) {
+        let until = tokio::time::Instant::now() + limit;
+        while self.is_dirty() && tokio::time::Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if let Some(forwarding) = self.forwarding.get() {
+            forwarding.ended(until.saturating_duration_since(tokio::time::Instant::now())).await;
+        }
+    }
+
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Release);
+        if let Some(forwarding) = self.forwarding.get() {
+            forwarding.stop();
+        }
         self.mailbox.close();
         self.wake();
     }
@@ -156,6 +193,7 @@ impl Session {
     pub(crate) fn own(&self, slot: Slot, committed: &Position, fresh: bool) {
         let mut state = lock(&self.state);
         state.epochs += 1;
+        state.trusting = false;
         // Where a group begins is written down at once.
         let owned = Owned { epoch: state.epochs, tracker: Tracker::new(committed), dirty: fresh };
         state.owned.insert(slot, owned);
@@ -169,9 +207,12 @@ impl Session {
         if state.suspect_out.is_some_and(|(out, _)| out.slot == slot) {
             state.suspect_out = None;
         }
-        drop(state);
-        // What lies in the mailbox was not seen by anybody.
+        // What was not handed out yet, and what lies in the mailbox, was not seen by anybody.
         let mut tracker = owned.tracker;
+        for held in state.started.extract_if(.., |held| held.place.slot == slot) {
+            tracker.unstart(held.place.offset);
+        }
+        drop(state);
         for held in self.mailbox.take_out(|held| held.place.slot == slot) {
             tracker.unstart(held.place.offset);
         }
@@ -187,7 +228,8 @@ impl Session {
             Read::Open { attempts } => {
                 let place = Place { slot, epoch: owned.epoch, offset };
                 let (message, story) = message();
-                state.waiting.push_back(Held { message, place, story, attempts, suspect: attempts > 0 });
+                let suspect = attempts > 0 && !state.trusting;
+                state.waiting.push_back(Held { message, place, story, attempts, suspect });
             }
         }
     }
@@ -199,7 +241,7 @@ impl Session {
 
     /// Whether there is room for what more is read, in what a commit can tell.
     pub(crate) fn has_room(&self, slot: Slot) -> bool {
-        lock(&self.state).owned.get(&slot).is_none_or(|owned| owned.tracker.position().has_room())
+        lock(&self.state).owned.get(&slot).is_none_or(|owned| owned.tracker.has_room())
     }
 
     pub(crate) fn slots(&self) -> Vec<Slot> {
@@ -210,43 +252,71 @@ impl Session {
         lock(&self.state).owned.get(&slot).map(|owned| owned.tracker.next())
     }
 
+    /// Whether there is something that is not handed out.
     pub(crate) fn has_waiting(&self) -> bool {
-        !lock(&self.state).waiting.is_empty()
+        let state = lock(&self.state);
+        !state.waiting.is_empty() || !state.started.is_empty()
     }
 
-    /// Takes up to so many that are to be handled next, and notes that they are. What may kill its handler is handled alone,
-    /// so that nothing else is blamed.
-    pub(crate) fn start(&self, most: usize, alone: bool) -> Vec<Held> {
-        let mut state = lock(&self.state);
-        let mut started = Vec::new();
-        if state.suspect_out.is_some_and(|(_, since)| since.elapsed() < GRACE) {
-            return started;
+    /// Notes that up to so many are to be handed out next, once a commit has told of it; whether there are any. What may kill
+    /// its handler is handled alone, so that nothing else is blamed.
+    pub(crate) fn start(&self, most: usize, alone: bool) -> bool {
+        let state = &mut *lock(&self.state);
+        if let Some((_, since)) = state.suspect_out {
+            if since.elapsed() < GRACE {
+                return false;
+            }
+            // A handler that takes for ever holds up nobody else.
+            state.trust();
         }
-        while started.len() < most {
+        while state.started.len() < most {
             let Some(held) = state.waiting.front() else { break };
-            if held.suspect && !(alone && started.is_empty()) {
-                // What is out is waited for, but a handler that takes for ever holds up nobody else.
+            if held.suspect && !(alone && state.started.is_empty()) {
                 let since = *state.suspect_since.get_or_insert_with(Instant::now);
-                if !started.is_empty() || since.elapsed() < GRACE {
+                if since.elapsed() < GRACE {
                     break;
                 }
+                state.trust();
+                continue;
             }
             let Some(held) = state.waiting.pop_front() else { break };
-            if held.suspect {
-                state.suspect_since = None;
-                state.suspect_out = Some((held.place, Instant::now()));
-            }
             if let Some(owned) = state.owned.get_mut(&held.place.slot) {
                 owned.tracker.start(held.place.offset);
                 owned.dirty = true;
             }
-            let last = held.suspect;
-            started.push(held);
-            if last {
+            let suspect = held.suspect;
+            if suspect {
+                state.suspect_since = None;
+                state.suspect_out = Some((held.place, Instant::now()));
+            }
+            state.started.push(held);
+            if suspect {
                 break;
             }
         }
-        started
+        !state.started.is_empty()
+    }
+
+    /// Nobody is to have what was started.
+    pub(crate) fn unstart_all(&self) {
+        let started = std::mem::take(&mut lock(&self.state).started);
+        self.unstart(started);
+    }
+
+    /// The commit is made, and what it told of can be handed out; or it is not, and nothing is.
+    pub(crate) fn committed(&self, made: bool) {
+        let mut state = lock(&self.state);
+        state.committing = false;
+        let started = std::mem::take(&mut state.started);
+        if !made {
+            state.owned.values_mut().for_each(|owned| owned.dirty = true);
+        }
+        drop(state);
+        if !made {
+            self.unstart(started);
+        } else if !started.is_empty() {
+            self.mailbox.push_all(started);
+        }
     }
 
     /// They could not be handed out, or nobody has seen them.
@@ -264,9 +334,10 @@ impl Session {
         }
     }
 
-    /// What is to be committed, of those partitions where there is something new.
+    /// What is to be committed, of those partitions where there is something new; [`committed`](Self::committed) follows.
     pub(crate) fn to_commit(&self) -> Vec<(Slot, Position)> {
         let mut state = lock(&self.state);
+        state.committing = true;
         let dirty = state.owned.iter_mut().filter(|(_, owned)| owned.dirty);
         dirty
             .map(|(slot, owned)| {
@@ -276,13 +347,10 @@ impl Session {
             .collect()
     }
 
+    /// Whether something is not committed.
     pub(crate) fn is_dirty(&self) -> bool {
-        lock(&self.state).owned.values().any(|owned| owned.dirty)
-    }
-
-    /// That could not be committed.
-    pub(crate) fn commit_again(&self) {
-        lock(&self.state).owned.values_mut().for_each(|owned| owned.dirty = true);
+        let state = lock(&self.state);
+        state.committing || state.owned.values().any(|owned| owned.dirty)
     }
 
     // What belongs to deliveries.

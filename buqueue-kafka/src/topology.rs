@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use buqueue_core::{BuqueueError, ErrorKind, Result};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -81,7 +81,12 @@ impl Topology {
 
     /// A partition for each level, kept until they are sent on, with the times of the broker.
     fn delay_topic(&self) -> Wanted {
-        let settings = &[("retention.ms", "-1"), ("message.timestamp.type", "LogAppendTime")];
+        let settings = &[
+            ("cleanup.policy", "delete"),
+            ("retention.ms", "-1"),
+            ("retention.bytes", "-1"),
+            ("message.timestamp.type", "LogAppendTime"),
+        ];
         Wanted { name: self.options.delay_topic(), partitions: LEVELS, at_least: LEVELS, settings }
     }
 
@@ -131,8 +136,38 @@ impl Topology {
                     format!("topic: {name:?} has {partitions} partitions, and needs {}", topic.at_least);
                 return Err(invalid(fact));
             }
+            if !topic.settings.is_empty() && !fresh.contains(name) {
+                self.check_settings(topic, &patience).await?;
+            }
         }
         Ok(fresh)
+    }
+
+    /// A topic that is there already has the settings that it needs, or what waits in it would be lost.
+    async fn check_settings(&self, topic: &Wanted, patience: &AdminOptions) -> Result<()> {
+        let failed = |error| error::from_client("DescribeConfigs", error);
+        let asked = [ResourceSpecifier::Topic(&topic.name)];
+        let described = self.admin.describe_configs(&asked, patience).await.map_err(failed)?;
+        for described in described {
+            let settings = match described {
+                Ok(settings) => settings,
+                // Who may not look has to take care of it.
+                Err(code) if error::classify(code) == ErrorKind::AuthenticationFailed => continue,
+                Err(code) => return Err(failed(KafkaError::AdminOp(code))),
+            };
+            for (key, wanted) in topic.settings {
+                let Some(found) = settings.get(key).and_then(|entry| entry.value.as_deref()) else {
+                    continue;
+                };
+                if found != *wanted {
+                    let name = &topic.name;
+                    return Err(invalid(format!(
+                        "topic: {name:?} has {key}={found}, and needs {key}={wanted}"
+                    )));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// How many partitions a topic has; `None` where there is none, or it has no leaders yet.

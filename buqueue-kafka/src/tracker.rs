@@ -17,6 +17,8 @@ pub(crate) struct Tracker {
     open: BTreeMap<i64, Open>,
     /// Where reading goes on.
     next: i64,
+    /// From there on nothing was handed out. It is no news for a commit: it would be read again as it was.
+    touched_to: i64,
     /// What the last owner left undone, and has not been read here yet.
     inherited: BTreeMap<i64, u32>,
     /// Everything below that is in nobody's inheritance was done by the last owner.
@@ -46,6 +48,7 @@ impl Tracker {
         Self {
             open: BTreeMap::new(),
             next: committed.next,
+            touched_to: committed.next,
             inherited: committed.open.clone(),
             inherited_to: committed.read_to.max(committed.next),
         }
@@ -73,6 +76,7 @@ impl Tracker {
     pub(crate) fn start(&mut self, offset: i64) {
         if let Some(open) = self.open.get_mut(&offset) {
             open.started = true;
+            self.touched_to = self.touched_to.max(offset + 1);
         }
     }
 
@@ -81,6 +85,7 @@ impl Tracker {
         match self.open.get_mut(&offset) {
             Some(open) => {
                 *open = Open { attempts: open.attempts.saturating_add(1), started: false };
+                self.touched_to = self.touched_to.max(offset + 1);
                 true
             }
             None => false,
@@ -101,6 +106,7 @@ impl Tracker {
 
     /// It is done, or its copy is accepted elsewhere. Whether it was open.
     pub(crate) fn finish(&mut self, offset: i64) -> bool {
+        self.touched_to = self.touched_to.max(offset + 1);
         self.open.remove(&offset).is_some()
     }
 
@@ -109,17 +115,24 @@ impl Tracker {
         self.open.len()
     }
 
+    /// Whether there is room for more in what a commit can tell.
+    pub(crate) fn has_room(&self) -> bool {
+        // So many always fit.
+        const FEW: usize = 150;
+        self.open.len() + self.inherited.len() < FEW || self.position().has_room()
+    }
+
     /// What is to be committed.
     pub(crate) fn position(&self) -> Position {
-        let mut open: BTreeMap<i64, u32> = self
-            .open
-            .iter()
+        let known_to = self.touched_to.max(self.inherited_to);
+        let told = self.open.range(..known_to);
+        let mut open: BTreeMap<i64, u32> = told
             .map(|(offset, open)| (*offset, open.attempts.saturating_add(u32::from(open.started))))
             .collect();
         open.extend(self.inherited.iter().map(|(offset, attempts)| (*offset, *attempts)));
-        let read_to = self.next.max(self.inherited_to);
-        let next = open.keys().next().copied().unwrap_or(read_to);
-        Position { next, read_to, open }
+        let first = open.keys().next().or_else(|| self.open.keys().next());
+        let next = first.copied().unwrap_or_else(|| self.next.max(self.inherited_to));
+        Position { next, read_to: known_to.max(next), open }
     }
 }
 
@@ -143,8 +156,9 @@ mod tests {
         assert!(tracker.finish(10));
         assert!(!tracker.finish(10), "once");
         let position = tracker.position();
-        assert_eq!((position.next, position.read_to), (11, 15));
-        assert_eq!(position.open.keys().copied().collect::<Vec<_>>(), [11, 13, 14]);
+        // What lies behind was touched by nobody.
+        assert_eq!((position.next, position.read_to), (11, 13));
+        assert_eq!(position.open.keys().copied().collect::<Vec<_>>(), [11]);
         for offset in [11, 13, 14] {
             assert!(tracker.finish(offset));
         }

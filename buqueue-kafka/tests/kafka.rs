@@ -16,7 +16,9 @@ use buqueue_kafka::{
     SaslMechanism,
 };
 use chrono::{TimeDelta, Utc};
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
@@ -346,6 +348,66 @@ async fn who_loses_a_partition_can_no_longer_settle() {
         receive(&mut second).await.ack().await.unwrap();
     }
     until("no lag", async || committed(&config).iter().all(|(done, end)| *done == Some(*end))).await;
+}
+
+/// With the brokers' week of retention, what waits longer would be lost.
+#[tokio::test]
+async fn a_delay_topic_that_forgets_is_refused() {
+    let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA") else { return };
+    let config = config(&brokers, "forgets");
+    let name = format!("{}-buqueue-delay", config.topic);
+    let topic = NewTopic::new(&name, 15, TopicReplication::Fixed(1)).set("retention.ms", "604800000");
+    for created in admin(&config).create_topics(&[topic], &AdminOptions::new()).await.unwrap() {
+        created.unwrap();
+    }
+    let error = builder(&config).build_consumer().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidConfig);
+    assert!(error.message().contains("retention.ms=604800000"), "{error}");
+}
+
+#[tokio::test]
+async fn what_its_topic_does_not_take_any_more_holds_up_no_other() {
+    let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA") else { return };
+    let config = config(&brokers, "shrunk");
+    let (producer, mut consumer) = builder(&config).build_pair().await.unwrap();
+    let due = Utc::now() + TimeDelta::seconds(2);
+    producer.send_at(Message::new(vec![0; 100_000]), due).await.unwrap();
+    let smaller = AlterConfig::new(ResourceSpecifier::Topic(&config.topic)).set("max.message.bytes", "10000");
+    for altered in admin(&config).alter_configs(&[smaller], &AdminOptions::new()).await.unwrap() {
+        altered.unwrap();
+    }
+    for number in 0..20 {
+        let at = due + TimeDelta::milliseconds(100 * (number - 5));
+        producer.send_at(Message::new(number.to_string()), at).await.unwrap();
+    }
+    let mut received = BTreeSet::new();
+    while received.len() < 20 {
+        let delivery = receive(&mut consumer).await;
+        received.insert(text(&delivery));
+        delivery.ack().await.unwrap();
+    }
+}
+
+/// Nobody waits for the session of one that has said goodbye.
+#[tokio::test]
+async fn who_closes_hands_over_the_schedules() {
+    let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA") else { return };
+    let config = KafkaConfig { partitions: 2, ..config(&brokers, "handover") };
+    let builder = || KafkaBackend::builder(config.clone()).session_timeout(Duration::from_secs(15));
+    let (producer, first) = builder().build_pair().await.unwrap();
+    let mut second = builder().build_consumer().await.unwrap();
+    // Declares what schedules need, and shows who sends on.
+    producer.send_at(Message::new("a"), Utc::now() + TimeDelta::milliseconds(300)).await.unwrap();
+    first.shutdown_handle().shutdown().await;
+    drop(first);
+    producer.send_at(Message::new("b"), Utc::now() + TimeDelta::milliseconds(300)).await.unwrap();
+    let mut received = BTreeSet::new();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while received.len() < 2 {
+        let delivery = tokio::time::timeout_at(deadline, second.receive()).await.unwrap().unwrap();
+        received.insert(text(&delivery));
+        delivery.ack().await.unwrap();
+    }
 }
 
 // Members that come, go, and are killed.
