@@ -5,36 +5,35 @@
 //! at a time, so that the transactions of a successor, which have the same name, end those of who was killed: an open one
 //! would hold up all readers of the topic until the brokers give it up.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use buqueue_core::{Backoff, BuqueueError, ErrorKind, Message, Result};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
 };
-use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{Offset, Timestamp, TopicPartitionList};
+use rdkafka::{Timestamp, TopicPartitionList};
 use tokio::sync::watch;
 
+use crate::backlog::{Backlog, Entry};
 use crate::config::KafkaOptions;
 use crate::convert::{self, Delayed, Story};
+use crate::election::Election;
 use crate::error;
-use crate::levels::{self, LEVELS};
+use crate::group::add;
+use crate::levels;
 use crate::session::lock;
 use crate::topology::Topology;
 
 /// How many records are sent on in one transaction.
 const MOST: usize = 500;
-/// How many of a partition are kept ready, and how many bytes of them.
-const READY: usize = 2000;
-const READY_BYTES: usize = 4 << 20;
 /// How long a transaction with all its steps may take until the group takes its maker for dead.
 const POLL: Duration = Duration::from_secs(60);
 /// How long a step of a transaction may take.
@@ -50,35 +49,35 @@ const TRIM_EVERY: Duration = Duration::from_secs(30);
 
 /// Which record of the delay topic.
 type Origin = (i32, i64);
+/// What is on its way, and from where.
+type Taken = (i32, Entry<Waiting>);
 /// What cannot be sent to where it is due, and why.
 type Unsendable = HashMap<Origin, ErrorKind>;
 
 /// A record that waits.
 struct Waiting {
-    offset: i64,
-    /// When it goes on, in milliseconds since 1970.
-    goes_at: i64,
     message: Message,
     story: Story,
     delayed: Option<Delayed>,
 }
 
-impl Waiting {
-    fn new(record: &BorrowedMessage<'_>) -> Self {
-        let level = record.partition();
-        let incoming = convert::incoming(record);
-        let appended = match record.timestamp() {
-            Timestamp::CreateTime(at) | Timestamp::LogAppendTime(at) => at,
-            Timestamp::NotAvailable => now(),
-        };
-        let due = incoming.delayed.as_ref().map_or(0, |delayed| delayed.due);
-        let span = i64::try_from(levels::span(level).as_millis()).unwrap_or(i64::MAX);
-        // Where the clocks of senders differ, nobody waits behind another for longer than a level does: what is left then is
-        // waited for anew.
-        let span = if level == 0 { levels::SHORTEST_MS } else { span };
-        let goes_at = appended.saturating_add(span).min(due);
-        let (message, story, delayed) = (incoming.message, incoming.story, incoming.delayed);
-        Self { offset: record.offset(), goes_at, message, story, delayed }
+/// A record of the delay topic, as it waits in its partition.
+fn entry(record: &BorrowedMessage<'_>) -> Entry<Waiting> {
+    let incoming = convert::incoming(record);
+    let appended = match record.timestamp() {
+        Timestamp::CreateTime(at) | Timestamp::LogAppendTime(at) => at,
+        Timestamp::NotAvailable => now(),
+    };
+    let (message, story, delayed) = (incoming.message, incoming.story, incoming.delayed);
+    // The rest is less than what the next level waits; where clocks differ it may seem longer, and is waited for anew.
+    let span = levels::span(record.partition().max(1));
+    let span = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+    Entry {
+        offset: record.offset(),
+        due: delayed.as_ref().map_or(0, |delayed| delayed.due),
+        moves_at: appended.saturating_add(span),
+        bytes: message.payload().len(),
+        record: Waiting { message, story, delayed },
     }
 }
 
@@ -120,10 +119,9 @@ impl Forwarding {
 
 fn forward(options: &KafkaOptions, stop: &Arc<AtomicBool>, tell: impl Fn(BuqueueError)) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
-    let unsendable = Arc::new(Mutex::new(Unsendable::new()));
     let mut told = false;
     while !stop.load(Ordering::Acquire) {
-        let Err(error) = Forwarder::run(options, stop, &mut backoff, &unsendable, &mut told) else { return };
+        let Err(error) = Forwarder::run(options, stop, &mut backoff, &mut told) else { return };
         // Other failures show in the consumer's own calls, which ask the same brokers.
         if !error.is_transient() && error.kind != ErrorKind::NotFound && !told {
             told = true;
@@ -136,49 +134,11 @@ fn forward(options: &KafkaOptions, stop: &Arc<AtomicBool>, tell: impl Fn(Buqueue
     }
 }
 
-/// Who leads sends on.
-struct Election {
-    topic: String,
-    leads: AtomicBool,
-    /// Somebody else does; between the two nobody knows.
-    follows: AtomicBool,
-    /// Grows with every change.
-    changes: AtomicU64,
-}
+/// Why a record of the transaction was refused, if it was.
+type Reported = Arc<Mutex<Option<ErrorKind>>>;
 
-impl ClientContext for Election {
-    fn error(&self, _error: KafkaError, _reason: &str) {}
-    fn log(&self, _level: RDKafkaLogLevel, _fac: &str, _message: &str) {}
-}
-
-impl ConsumerContext for Election {
-    fn rebalance(
-        &self,
-        consumer: &BaseConsumer<Self>,
-        event: RDKafkaRespErr,
-        given: &mut TopicPartitionList,
-    ) {
-        let assigning = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
-        let leads = assigning && given.find_partition(&self.topic, 0).is_some();
-        let outcome = if leads {
-            let mut all = TopicPartitionList::new();
-            all.add_partition_range(&self.topic, 0, LEVELS - 1);
-            consumer.assign(&all)
-        } else if assigning {
-            consumer.assign(&TopicPartitionList::new())
-        } else {
-            // The client remembers across assignments what was paused.
-            let resumed = consumer.assignment().and_then(|assigned| consumer.resume(&assigned));
-            consumer.unassign().and(resumed)
-        };
-        self.leads.store(leads && outcome.is_ok(), Ordering::Release);
-        self.follows.store(assigning && !leads, Ordering::Release);
-        self.changes.fetch_add(1, Ordering::AcqRel);
-    }
-}
-
-/// Learns which records cannot be sent to where they are due.
-struct Reports(Arc<Mutex<Unsendable>>);
+/// Learns why records cannot be sent to where they are due.
+struct Reports(Reported);
 
 impl ClientContext for Reports {
     fn error(&self, _error: KafkaError, _reason: &str) {}
@@ -186,13 +146,14 @@ impl ClientContext for Reports {
 }
 
 impl ProducerContext for Reports {
-    type DeliveryOpaque = Box<Origin>;
+    type DeliveryOpaque = ();
 
-    fn delivery(&self, result: &DeliveryResult<'_>, origin: Box<Origin>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        // The others of the batch are told that they were thrown away with it.
         if let Err((error, _)) = result
             && let Some(kind) = permanent(error)
         {
-            lock(&self.0).insert(*origin, kind);
+            lock(&self.0).get_or_insert(kind);
         }
     }
 }
@@ -211,53 +172,21 @@ fn permanent(error: &KafkaError) -> Option<ErrorKind> {
     permanent.then_some(kind)
 }
 
-/// What waits in one partition, in its order.
-#[derive(Default)]
-struct Queue {
-    records: VecDeque<Waiting>,
-    bytes: usize,
-    paused: bool,
-}
-
-impl Queue {
-    fn push(&mut self, record: Waiting) {
-        self.bytes += record.message.payload().len();
-        self.records.push_back(record);
-    }
-
-    fn push_back_in_front(&mut self, record: Waiting) {
-        self.bytes += record.message.payload().len();
-        self.records.push_front(record);
-    }
-
-    fn pop_due(&mut self, now: i64) -> Option<Waiting> {
-        self.records.front().filter(|first| first.goes_at <= now)?;
-        let record = self.records.pop_front()?;
-        self.bytes -= record.message.payload().len();
-        Some(record)
-    }
-
-    fn is_full(&self) -> bool {
-        self.records.len() >= READY || self.bytes >= READY_BYTES
-    }
-
-    fn has_room(&self) -> bool {
-        self.records.len() <= READY / 2 && self.bytes <= READY_BYTES / 2
-    }
-}
-
 struct Forwarder<'a> {
     options: &'a KafkaOptions,
     topic: String,
     consumer: BaseConsumer<Election>,
     /// Made when this one leads, which ends the transactions of who did before.
     producer: Option<BaseProducer<Reports>>,
-    waiting: HashMap<i32, Queue>,
-    unsendable: &'a Arc<Mutex<Unsendable>>,
+    waiting: HashMap<i32, Backlog<Waiting>>,
+    paused: HashSet<i32>,
+    /// What could not be sent when it was sent alone.
+    unsendable: Unsendable,
+    reported: Reported,
     /// Those of them that were tried once more.
     forgiven: HashSet<Origin>,
-    /// So many go on one by one, because nobody knows which of them it is that cannot.
-    careful: usize,
+    /// How many are sent on in one transaction.
+    most: usize,
     /// After a failure.
     not_before: Instant,
     backoff: Backoff,
@@ -273,22 +202,17 @@ impl<'a> Forwarder<'a> {
         options: &'a KafkaOptions,
         stop: &AtomicBool,
         backoff: &mut Backoff,
-        unsendable: &'a Arc<Mutex<Unsendable>>,
         told: &mut bool,
     ) -> Result<()> {
         let topic = options.delay_topic();
-        let election = Election {
-            topic: topic.clone(),
-            leads: AtomicBool::new(false),
-            follows: AtomicBool::new(false),
-            changes: AtomicU64::new(0),
-        };
+        let election = Election::new(&topic);
         let mut settings = options.client();
         settings
             .set("group.id", &topic)
             .set("partition.assignment.strategy", "range")
             .set("enable.auto.commit", "false")
-            .set("auto.offset.reset", "earliest")
+            // What is read from where is said with the assignment.
+            .set("auto.offset.reset", "error")
             .set("isolation.level", "read_committed")
             .set("session.timeout.ms", options.session_timeout.as_millis().to_string())
             .set("max.poll.interval.ms", options.session_timeout.max(POLL).as_millis().to_string())
@@ -305,9 +229,11 @@ impl<'a> Forwarder<'a> {
             consumer,
             producer: None,
             waiting: HashMap::new(),
-            unsendable,
+            paused: HashSet::new(),
+            unsendable: Unsendable::new(),
+            reported: Reported::default(),
             forgiven: HashSet::new(),
-            careful: 0,
+            most: MOST,
             not_before: Instant::now(),
             backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(2)),
             done: HashMap::new(),
@@ -318,15 +244,15 @@ impl<'a> Forwarder<'a> {
         while !stop.load(Ordering::Acquire) {
             forwarder.take_in(&mut changes)?;
             let election = forwarder.consumer.context();
-            if !election.leads.load(Ordering::Acquire) {
+            if !election.leads() {
                 // While members come and go it may lead again in a moment.
-                if election.follows.load(Ordering::Acquire) {
+                if election.follows() {
                     forwarder.producer = None;
                 }
                 continue;
             }
             if forwarder.producer.is_none() {
-                forwarder.producer = Some(producer(options, unsendable)?);
+                forwarder.producer = Some(producer(options, &forwarder.reported)?);
             }
             if forwarder.next().is_some_and(|next| next <= now()) && Instant::now() >= forwarder.not_before {
                 forwarder.transact()?;
@@ -340,7 +266,7 @@ impl<'a> Forwarder<'a> {
 
     /// When the next record goes on.
     fn next(&self) -> Option<i64> {
-        self.waiting.values().filter_map(|queue| queue.records.front()).map(|first| first.goes_at).min()
+        self.waiting.values().filter_map(Backlog::next).min()
     }
 
     /// Takes in what is there: what goes on together shares a transaction.
@@ -353,19 +279,21 @@ impl<'a> Forwarder<'a> {
         }
         for _ in 0..MOST {
             let polled = self.consumer.poll(pause);
-            let latest = self.consumer.context().changes.load(Ordering::Acquire);
-            if *changes != latest {
-                *changes = latest;
+            if let Some(positions) = self.consumer.context().changed_since(changes) {
                 // It is read again from what is committed, by whoever leads now.
-                self.waiting.clear();
+                let positions = positions.map_err(failed)?;
+                self.paused.clear();
+                self.waiting = positions
+                    .iter()
+                    .map(|(partition, position)| (*partition, Backlog::new(position)))
+                    .collect();
             }
             match polled {
                 Some(Ok(record)) => {
                     let level = record.partition();
-                    let queue = self.waiting.entry(level).or_default();
-                    queue.push(Waiting::new(&record));
-                    if queue.is_full() && !queue.paused {
-                        queue.paused = true;
+                    let Some(backlog) = self.waiting.get_mut(&level) else { continue };
+                    backlog.push(entry(&record));
+                    if backlog.is_full() && self.paused.insert(level) {
                         self.pause(level, true)?;
                     }
                 }
@@ -389,54 +317,56 @@ impl<'a> Forwarder<'a> {
     fn transact(&mut self) -> Result<()> {
         let Some(producer) = self.producer.take() else { return Ok(()) };
         let taken = self.take_due();
-        let known = lock(self.unsendable).len();
         let Err(error) = self.send_on(&producer, &taken) else {
             self.producer = Some(producer);
             return self.sent_on(&taken);
         };
-        let learned = lock(self.unsendable).len() > known;
-        let kind = permanent(&error);
-        if let Some(kind) = kind.clone().filter(|_| !learned) {
-            match taken.as_slice() {
-                [(partition, record)] => {
-                    lock(self.unsendable).insert((*partition, record.offset), kind);
-                }
-                // The brokers do not say which.
-                _ => self.careful = taken.len(),
+        let cause = lock(&self.reported).take().or_else(|| permanent(&error));
+        if let Some(kind) = &cause {
+            // What is sent together is refused together: it is sent in halves until it is known which record it is.
+            self.most = (taken.len() / 2).max(1);
+            if let [(partition, only)] = taken.as_slice() {
+                self.unsendable.insert((*partition, only.offset), kind.clone());
             }
+        } else {
+            self.not_before = Instant::now() + self.backoff.next_delay();
         }
         if !abort(&producer) {
             // What was popped is read again by whoever leads next.
             return Err(failed(error));
         }
-        for (partition, record) in taken.into_iter().rev() {
-            self.waiting.entry(partition).or_default().push_back_in_front(record);
+        for (partition, entry) in taken {
+            if let Some(backlog) = self.waiting.get_mut(&partition) {
+                backlog.put_back(entry);
+            }
         }
-        self.declare_targets(&producer, kind == Some(ErrorKind::NotFound));
+        self.declare_targets(&producer, cause == Some(ErrorKind::NotFound));
         self.producer = Some(producer);
-        self.not_before = Instant::now() + self.backoff.next_delay();
         Ok(())
     }
 
-    fn take_due(&mut self) -> Vec<(i32, Waiting)> {
-        let most = if self.careful > 0 { 1 } else { MOST };
+    /// What may go now, in the order in which it is due.
+    fn take_due(&mut self) -> Vec<Taken> {
         let (mut taken, now) = (Vec::new(), now());
-        for (partition, queue) in &mut self.waiting {
-            while taken.len() < most
-                && let Some(record) = queue.pop_due(now)
+        for (partition, backlog) in &mut self.waiting {
+            while taken.len() < self.most
+                && let Some(entry) = backlog.pop(now)
             {
-                taken.push((*partition, record));
+                taken.push((*partition, entry));
             }
         }
+        taken.sort_by_key(|(_, entry)| entry.due);
         taken
     }
 
-    fn send_on(&self, producer: &BaseProducer<Reports>, taken: &[(i32, Waiting)]) -> KafkaResult<()> {
+    fn send_on(&self, producer: &BaseProducer<Reports>, taken: &[Taken]) -> KafkaResult<()> {
+        // What is reported late belongs to the one before.
+        *lock(&self.reported) = None;
         producer.begin_transaction()?;
-        for (partition, record) in taken {
-            let origin = (*partition, record.offset);
-            let put_off = lock(self.unsendable).contains_key(&origin);
-            send_one(self.options, producer, &self.topic, record, origin, put_off)?;
+        for (partition, entry) in taken {
+            let origin = (*partition, entry.offset);
+            let put_off = self.unsendable.contains_key(&origin);
+            send_one(self.options, producer, &self.topic, &entry.record, put_off)?;
         }
         // Until all are accepted; the client's own waiting for that looks ten times a second only.
         let deadline = Instant::now() + PATIENCE;
@@ -444,8 +374,12 @@ impl<'a> Forwarder<'a> {
             producer.poll(STEP);
         }
         let mut offsets = TopicPartitionList::new();
-        for (partition, next) in ends(taken) {
-            offsets.add_partition_offset(&self.topic, partition, Offset::Offset(next))?;
+        for (partition, backlog) in &self.waiting {
+            let gone = taken.iter().filter(|(from, _)| from == partition).map(|(_, entry)| entry.offset);
+            let mut gone = gone.peekable();
+            if gone.peek().is_some() {
+                add(&mut offsets, &self.topic, *partition, &backlog.position_after(gone))?;
+            }
         }
         // Without one it is no member any more.
         let gone = KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId);
@@ -454,24 +388,31 @@ impl<'a> Forwarder<'a> {
         producer.commit_transaction(PATIENCE)
     }
 
-    fn sent_on(&mut self, taken: &[(i32, Waiting)]) -> Result<()> {
+    fn sent_on(&mut self, taken: &[Taken]) -> Result<()> {
         self.backoff.reset();
-        self.careful = self.careful.saturating_sub(taken.len());
-        self.done.extend(ends(taken));
-        let mut unsendable = lock(self.unsendable);
-        for (partition, record) in taken {
-            unsendable.remove(&(*partition, record.offset));
-            self.forgiven.remove(&(*partition, record.offset));
-        }
-        drop(unsendable);
-        let mut resumed = Vec::new();
-        for (partition, queue) in &mut self.waiting {
-            if queue.paused && queue.has_room() {
-                queue.paused = false;
-                resumed.push(*partition);
+        self.most = (self.most * 2).min(MOST);
+        for (partition, entry) in taken {
+            let origin = (*partition, entry.offset);
+            self.unsendable.remove(&origin);
+            self.forgiven.remove(&origin);
+            if let Some(backlog) = self.waiting.get_mut(partition) {
+                backlog.finish(entry.offset);
             }
         }
-        resumed.into_iter().try_for_each(|partition| self.pause(partition, false))
+        for (partition, backlog) in &self.waiting {
+            if taken.iter().any(|(from, _)| from == partition) {
+                self.done.insert(*partition, backlog.done_to());
+            }
+        }
+        let resumed: Vec<i32> = (self.waiting.iter())
+            .filter(|(partition, backlog)| self.paused.contains(partition) && backlog.has_room())
+            .map(|(partition, _)| *partition)
+            .collect();
+        for partition in resumed {
+            self.pause(partition, false)?;
+            self.paused.remove(&partition);
+        }
+        Ok(())
     }
 
     /// Somebody has deleted a topic where messages are due: it is created again, and what was due there is tried once more.
@@ -479,11 +420,11 @@ impl<'a> Forwarder<'a> {
         let missing = |(origin, kind): (&Origin, &ErrorKind)| {
             (*kind == ErrorKind::NotFound && !self.forgiven.contains(origin)).then_some(*origin)
         };
-        let origins: HashSet<Origin> = lock(self.unsendable).iter().filter_map(missing).collect();
+        let origins: HashSet<Origin> = self.unsendable.iter().filter_map(missing).collect();
         if origins.is_empty() && !unknown {
             return;
         }
-        let waiting = self.waiting.values().flat_map(|queue| &queue.records);
+        let waiting = self.waiting.values().flat_map(Backlog::records);
         let delayed = waiting.filter_map(|record| record.delayed.as_ref());
         let mut names: HashSet<String> = delayed.map(|delayed| delayed.target.clone()).collect();
         names.insert(self.options.config.topic.clone());
@@ -497,7 +438,7 @@ impl<'a> Forwarder<'a> {
             // By itself the producer would ask about it only later; should this fail, it does.
             let _asked = producer.client().fetch_metadata(Some(&name), PATIENCE).is_ok();
         }
-        lock(self.unsendable).retain(|origin, _| !origins.contains(origin));
+        self.unsendable.retain(|origin, _| !origins.contains(origin));
         self.forgiven.extend(origins);
     }
 
@@ -524,12 +465,6 @@ impl<'a> Forwarder<'a> {
     }
 }
 
-/// Behind the last of each partition.
-fn ends(taken: &[(i32, Waiting)]) -> HashMap<i32, i64> {
-    // They are in their order.
-    taken.iter().map(|(partition, record)| (*partition, record.offset + 1)).collect()
-}
-
 /// Whether the transaction has ended, and another one can begin. An open one would hold readers up; where that cannot be said,
 /// the brokers end it.
 fn abort(producer: &BaseProducer<Reports>) -> bool {
@@ -552,7 +487,7 @@ fn failed(error: KafkaError) -> BuqueueError {
     error::from_client("forwarding", error)
 }
 
-fn producer(options: &KafkaOptions, unsendable: &Arc<Mutex<Unsendable>>) -> Result<BaseProducer<Reports>> {
+fn producer(options: &KafkaOptions, reported: &Reported) -> Result<BaseProducer<Reports>> {
     let mut settings = options.producer();
     settings
         .set("transactional.id", options.delay_topic())
@@ -562,7 +497,7 @@ fn producer(options: &KafkaOptions, unsendable: &Arc<Mutex<Unsendable>>) -> Resu
         // What the last transaction has left to do for the brokers is done in a moment.
         .set("retry.backoff.ms", "5")
         .set("retry.backoff.max.ms", "200");
-    let reports = Reports(Arc::clone(unsendable));
+    let reports = Reports(Arc::clone(reported));
     let producer: BaseProducer<Reports> = settings.create_with_context(reports).map_err(failed)?;
     producer.init_transactions(PATIENCE).map_err(failed)?;
     Ok(producer)
@@ -573,7 +508,6 @@ fn send_one(
     producer: &BaseProducer<Reports>,
     topic: &str,
     record: &Waiting,
-    origin: Origin,
     put_off: bool,
 ) -> KafkaResult<()> {
     // Somebody else's, or one that names a topic that is none of this queue's: nobody waits for it.
@@ -585,7 +519,7 @@ fn send_one(
     let left = delayed.due - now();
     let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
     let to = if left.is_zero() { &delayed.target } else { topic };
-    let mut next = BaseRecord::<str, [u8], Box<Origin>>::with_opaque_to(to, Box::new(origin));
+    let mut next = BaseRecord::<str, [u8]>::to(to);
     next.key = record.message.routing_key();
     next.payload = Some(record.message.payload());
     if left.is_zero() {

@@ -1,19 +1,17 @@
 //! Where a delayed record waits: in the partition of the delay topic whose records all wait equally long. No I/O.
 //!
-//! Level 0 waits for what is left, 64 ms at most; each next one waits four times as long as the one before. A record goes to
-//! the highest level that does not wait too long, and from there to the highest that does not wait too long for the rest:
-//! three times to the same one at most. All records of a level wait equally long, so the first of them is always due first,
-//! and nobody waits behind another; but for level 0, where that makes the 64 ms.
+//! Level 0 waits for what is left, a quarter of a second at most; each next one waits four times as long as the one before.
+//! A record goes to the highest level that does not wait too long, and leaves it when it is due, or before, where many wait,
+//! for the highest that does not wait too long for the rest: three times to the same one at most. All records of a level wait
+//! equally long, so whoever is in front of one that is due may leave.
 
 use std::time::Duration;
 
 /// How far ahead a schedule reaches.
 pub(crate) const HORIZON: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 /// How long the records of level 1 wait.
-const SHORTEST: Duration = Duration::from_millis(64);
-/// The same in milliseconds: what is left for level 0.
-pub(crate) const SHORTEST_MS: i64 = 64;
-/// The highest waits for fifty days.
+const SHORTEST: Duration = Duration::from_millis(256);
+/// The highest waits for more than half a year.
 pub(crate) const LEVELS: i32 = 15;
 
 /// How long the records of a level wait; level 0 waits for the rest of each.
@@ -34,8 +32,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_reach_far() {
-        assert!(span(LEVELS - 1) > Duration::from_secs(49 * 24 * 60 * 60));
+    fn levels_reach_beyond_half_a_year() {
+        assert!(span(LEVELS - 1) > Duration::from_secs(190 * 24 * 60 * 60));
         for level in 2..LEVELS {
             assert_eq!(span(level), span(level - 1) * 4);
         }

@@ -51,10 +51,10 @@
 //!
 //! # Schedules
 //!
-//! A delayed message waits in the delay topic, in the partition of its level: all of level *k* wait 64 ms · 4^(k-1), those of
-//! level 0 for what is left. One of the running consumers of the topic sends on what is due, in transactions together with
-//! the offset, and readers see committed records only: each is sent on once, whoever dies when. A schedule of a month takes
-//! some twenty steps. When that consumer closes, another one goes on at once; when it is killed, after
+//! A delayed message waits in the delay topic, in the partition of its level: those of level *k* have at least 256 ms · 4^(k-1)
+//! to wait, those of level 0 less than that of level 1. One of the running consumers of the topic sends on what is due, in transactions together with
+//! the offset, and readers see committed records only: each is sent on once, whoever dies when. Mostly that is one
+//! step; where more than 300 wait in a level, they go down step by step, a schedule of a month in some twenty. When that consumer closes, another one goes on at once; when it is killed, after
 //! [`session_timeout`](KafkaBuilderExt::session_timeout). Records that were sent on are deleted every half minute. A message
 //! that its topic does not take any more (it is too large by now, or may not be written) is tried again each minute, and
 //! holds up no other. Who sends and who sends on compare their own clocks: a schedule is as early or late as they differ.
@@ -97,11 +97,13 @@
 //!   lives.
 
 mod backend;
+mod backlog;
 mod commits;
 mod config;
 mod consumer;
 mod convert;
 mod delay;
+mod election;
 mod error;
 mod group;
 mod later;
