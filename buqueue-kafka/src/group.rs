@@ -19,9 +19,9 @@ use crate::metadata::Position;
 use crate::session::{Session, Slot, Topic, lock};
 
 /// How long what is committed may be asked for.
-pub(crate) const ASKING: Duration = Duration::from_secs(2);
+pub(crate) const ASKING: Duration = Duration::from_millis(1500);
 /// How long it is tried to take up what the group has given, before the group is asked once more.
-const TAKING_UP: Duration = Duration::from_secs(2);
+const TAKING_UP: Duration = Duration::from_secs(1);
 /// How long a commit that is under way is waited for when partitions go.
 const UNDER_WAY: Duration = Duration::from_secs(1);
 

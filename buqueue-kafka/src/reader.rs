@@ -43,7 +43,7 @@ const GHOST: Duration = Duration::from_secs(60);
 const LAST_COMMITS: Duration = Duration::from_secs(5);
 /// How long the members of a group are waited for when partitions are dealt out anew, and for how long nothing may hold up
 /// the thread. A request to join that is lost is sent again three seconds after this.
-const REBALANCE: Duration = Duration::from_secs(5);
+const REBALANCE: Duration = Duration::from_secs(4);
 /// When a topic that could not be declared is tried again.
 const REPAIR_AGAIN: Duration = Duration::from_secs(1);
 

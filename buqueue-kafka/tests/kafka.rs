@@ -301,7 +301,7 @@ async fn transactions_of_others_are_read_when_they_are_committed() {
     until("no lag", async || committed(&config).iter().all(|(done, end)| *done == Some(*end))).await;
 }
 
-/// The client's `max.poll.interval.ms` is five seconds.
+/// The client's `max.poll.interval.ms` is four seconds.
 #[tokio::test]
 async fn a_handler_may_take_longer_than_the_poll_interval() {
     let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA") else { return };
