@@ -181,8 +181,8 @@ pub trait KafkaBuilderExt: Sized {
     #[must_use]
     fn request_timeout(self, timeout: Duration) -> Self;
 
-    /// How many messages a consumer may hold that are not settled, those that it has read ahead included; up to fifty more are
-    /// read before it stops. Default: 1000.
+    /// How many messages a consumer may hold that are not settled, those that are ready for the next call included. Default:
+    /// 1000. Behind them it reads ahead, 10 000 messages or 8 MiB at most.
     #[must_use]
     fn max_in_flight(self, messages: usize) -> Self;
 

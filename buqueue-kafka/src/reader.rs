@@ -22,13 +22,16 @@ use crate::convert;
 use crate::error;
 use crate::group::{ASKING, Group, add};
 use crate::metadata::Position;
-use crate::session::{Session, Slot, lock};
+use crate::session::{Ahead, Session, Slot, lock};
 use crate::topology::Topology;
 
 /// How many records are taken from the client before other work is looked at.
 const BURST: usize = 500;
-/// After so many it is asked whether there is room for more; a commit has room for as many.
-const ROOM: usize = 50;
+/// After so many it is asked whether there is room for more.
+const ROOM: usize = 100;
+/// How many are read ahead of those that are handed out, and how many bytes of them.
+const READ_AHEAD: usize = 10_000;
+const READ_AHEAD_BYTES: usize = 8 << 20;
 /// How long the thread sleeps when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
 /// What was settled is committed after this at the latest.
@@ -61,6 +64,8 @@ pub(crate) struct Reader {
     commits: Committer,
     /// A commit is under way.
     committing: bool,
+    /// What waits cannot be handed out before something else is settled.
+    held_up: bool,
     /// Where partitions ended, and no more records came, when a look has waited for them: that is no record there.
     in_vain: HashMap<Slot, (i64, i64)>,
     /// What is to be begun anew, and could not be yet.
@@ -139,6 +144,7 @@ impl Reader {
             look: None,
             commits,
             committing: false,
+            held_up: false,
             in_vain: HashMap::new(),
             anew: None,
             repair: Arc::default(),
@@ -346,10 +352,11 @@ impl Reader {
             }
             self.paused = false;
         }
-        let (unfinished, most) = (self.session.unfinished(), self.session.options.max_in_flight);
-        let full =
-            unfinished >= most || self.session.slots().iter().any(|slot| !self.session.has_room(*slot));
-        let wanted = if self.paused { full || unfinished > most / 4 * 3 } else { full };
+        // To pause throws away what the client has fetched, so it is far from one end to the other.
+        let Ahead { records, bytes } = self.session.ahead();
+        let full = records >= READ_AHEAD || bytes >= READ_AHEAD_BYTES;
+        let wanted =
+            if self.paused { records > READ_AHEAD / 4 || bytes > READ_AHEAD_BYTES / 4 } else { full };
         if wanted == self.paused {
             return;
         }
@@ -363,6 +370,7 @@ impl Reader {
 
     /// Hands over what is wanted, once a commit has told of it; commits what was settled.
     fn hand_over(&mut self) {
+        self.held_up = false;
         // Of a topic that was created again nothing is committed before it is begun anew.
         let repairing = self.anew.is_some() || !matches!(*lock(&self.repair), Repair::Idle);
         if self.committing || repairing || Instant::now() < self.not_before {
@@ -379,8 +387,10 @@ impl Reader {
         // Who has just ceased to wait may wait again at once.
         let lately = wishes.demand_ended.is_some_and(|ended| ended.elapsed() < FAST);
         let target = wishes.demand.max(if fast || lately { self.ahead } else { 0 });
-        let alone = !self.session.is_out() && wishes.ready == 0;
-        let started = self.session.start(target.saturating_sub(wishes.ready), alone);
+        let held = self.session.out() + wishes.ready;
+        let free = self.session.options.max_in_flight.saturating_sub(held);
+        let started = self.session.start(target.saturating_sub(wishes.ready).min(free), held == 0);
+        self.held_up = !started && target > wishes.ready;
         let begins = !*self.consumer.context().begun.borrow();
         if started || self.committed_at.elapsed() >= COMMIT_EVERY || begins {
             self.commit();
@@ -457,7 +467,8 @@ impl Reader {
                     let next = self.session.next(slot).filter(|next| *next < end)?;
                     (self.in_vain.get(&slot) != Some(&(next, end))).then_some((slot, (next, end)))
                 });
-                if self.session.has_waiting() || self.committing {
+                let waits = self.session.ahead().records > 0 && !self.held_up;
+                if waits || self.committing {
                     false
                 } else if Instant::now() >= until {
                     let missing: Vec<_> = missing.collect();
@@ -506,7 +517,7 @@ impl Reader {
         self.commit_all();
         // Whoever closes does not wait for deliveries; what becomes of them is committed all the same.
         self.session.mailbox.finish();
-        while self.session.is_out() && Instant::now() < deadline {
+        while self.session.out() > 0 && Instant::now() < deadline {
             self.take_outcome();
             self.take_in();
             if !self.committing && Instant::now() >= self.not_before && self.session.is_dirty() {

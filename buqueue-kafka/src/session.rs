@@ -1,7 +1,8 @@
 //! What the reader, the consumer and its deliveries share: who owns which partition, and what became of its records.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::ops::Bound;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,6 +30,11 @@ pub(crate) enum Topic {
 pub(crate) struct Slot {
     pub(crate) topic: Topic,
     pub(crate) partition: i32,
+}
+
+impl Slot {
+    /// None is before it.
+    const FIRST: Self = Self { topic: Topic::Main, partition: i32::MIN };
 }
 
 /// A record, and the time of ownership in which it was read.
@@ -63,14 +69,18 @@ struct Owned {
     tracker: Tracker,
     /// There is something to commit.
     dirty: bool,
+    /// Read, and not yet cleared for somebody to handle.
+    waiting: VecDeque<Held>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    owned: HashMap<Slot, Owned>,
+    owned: BTreeMap<Slot, Owned>,
     epochs: u64,
-    /// Read, and not yet cleared for somebody to handle.
-    waiting: VecDeque<Held>,
+    /// How much waits.
+    ahead: Ahead,
+    /// Whose turn it is.
+    turn: Option<Slot>,
     /// To be handed out when the commit is made that tells of them.
     started: Vec<Held>,
     /// Whether a commit is under way.
@@ -83,13 +93,84 @@ struct State {
     trusting: bool,
 }
 
+/// What was read, and waits.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ahead {
+    pub(crate) records: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Ahead {
+    fn add(&mut self, held: &Held) {
+        self.records += 1;
+        self.bytes += held.message.payload().len();
+    }
+
+    fn remove(&mut self, held: &Held) {
+        self.records -= 1;
+        self.bytes -= held.message.payload().len();
+    }
+}
+
 impl State {
     /// Others have waited long enough.
     fn trust(&mut self) {
         self.trusting = true;
         self.suspect_since = None;
         self.suspect_out = None;
-        self.waiting.iter_mut().for_each(|held| held.suspect = false);
+        let waiting = self.owned.values_mut().flat_map(|owned| &mut owned.waiting);
+        waiting.for_each(|held| held.suspect = false);
+    }
+
+    /// The partitions of which something waits, the one whose turn it is first.
+    fn in_turn(&self) -> Vec<Slot> {
+        let after = self.turn.map_or(Bound::Unbounded, Bound::Excluded);
+        let up_to = self.turn.map_or(Bound::Excluded(Slot::FIRST), Bound::Included);
+        let turns =
+            self.owned.range((after, Bound::Unbounded)).chain(self.owned.range((Bound::Unbounded, up_to)));
+        turns.filter(|(_, owned)| !owned.waiting.is_empty()).map(|(slot, _)| *slot).collect()
+    }
+
+    /// Starts up to so many of one partition; whether there may be others beside them.
+    fn start_of(&mut self, slot: Slot, most: usize, alone: bool) -> bool {
+        let Some(room) = self.owned.get(&slot).map(|owned| owned.tracker.room()) else { return true };
+        for _ in 0..most.min(room) {
+            let Some(suspect) =
+                self.owned.get(&slot).and_then(|owned| owned.waiting.front()).map(|held| held.suspect)
+            else {
+                return true;
+            };
+            if suspect && !(alone && self.started.is_empty()) {
+                let since = *self.suspect_since.get_or_insert_with(Instant::now);
+                if since.elapsed() < GRACE {
+                    return false;
+                }
+                self.trust();
+            }
+            let Some(owned) = self.owned.get_mut(&slot) else { return true };
+            let Some(held) = owned.waiting.pop_front() else { return true };
+            owned.tracker.start(held.place.offset);
+            owned.dirty = true;
+            self.ahead.remove(&held);
+            let suspect = held.suspect;
+            if suspect {
+                self.suspect_since = None;
+                self.suspect_out = Some((held.place, Instant::now()));
+            }
+            self.started.push(held);
+            if suspect {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// It waits, in front of the others.
+    fn wait_first(&mut self, held: Held) {
+        if let Some(owned) = self.owned.get_mut(&held.place.slot) {
+            self.ahead.add(&held);
+            owned.waiting.push_front(held);
+        }
     }
 
     fn is_back(&mut self, place: Place) {
@@ -195,7 +276,12 @@ impl Session {
         state.epochs += 1;
         state.trusting = false;
         // Where a group begins is written down at once.
-        let owned = Owned { epoch: state.epochs, tracker: Tracker::new(committed), dirty: fresh };
+        let owned = Owned {
+            epoch: state.epochs,
+            tracker: Tracker::new(committed),
+            dirty: fresh,
+            waiting: VecDeque::new(),
+        };
         state.owned.insert(slot, owned);
     }
 
@@ -203,7 +289,7 @@ impl Session {
     pub(crate) fn disown(&self, slot: Slot) -> Option<Position> {
         let mut state = lock(&self.state);
         let owned = state.owned.remove(&slot)?;
-        state.waiting.retain(|held| held.place.slot != slot);
+        owned.waiting.iter().for_each(|held| state.ahead.remove(held));
         if state.suspect_out.is_some_and(|(out, _)| out.slot == slot) {
             state.suspect_out = None;
         }
@@ -221,7 +307,7 @@ impl Session {
 
     /// A record was read: it waits now, unless it is done already.
     pub(crate) fn read(&self, slot: Slot, offset: i64, message: impl FnOnce() -> (Message, Story)) {
-        let mut state = lock(&self.state);
+        let state = &mut *lock(&self.state);
         let Some(owned) = state.owned.get_mut(&slot) else { return };
         match owned.tracker.read(offset) {
             Read::Done => owned.dirty = true,
@@ -229,19 +315,16 @@ impl Session {
                 let place = Place { slot, epoch: owned.epoch, offset };
                 let (message, story) = message();
                 let suspect = attempts > 0 && !state.trusting;
-                state.waiting.push_back(Held { message, place, story, attempts, suspect });
+                let held = Held { message, place, story, attempts, suspect };
+                state.ahead.add(&held);
+                owned.waiting.push_back(held);
             }
         }
     }
 
-    /// How many records are read and not done.
-    pub(crate) fn unfinished(&self) -> usize {
-        lock(&self.state).owned.values().map(|owned| owned.tracker.len()).sum()
-    }
-
-    /// Whether there is room for what more is read, in what a commit can tell.
-    pub(crate) fn has_room(&self, slot: Slot) -> bool {
-        lock(&self.state).owned.get(&slot).is_none_or(|owned| owned.tracker.has_room())
+    /// How much was read ahead.
+    pub(crate) fn ahead(&self) -> Ahead {
+        lock(&self.state).ahead
     }
 
     pub(crate) fn slots(&self) -> Vec<Slot> {
@@ -252,14 +335,8 @@ impl Session {
         lock(&self.state).owned.get(&slot).map(|owned| owned.tracker.next())
     }
 
-    /// Whether there is something that is not handed out.
-    pub(crate) fn has_waiting(&self) -> bool {
-        let state = lock(&self.state);
-        !state.waiting.is_empty() || !state.started.is_empty()
-    }
-
-    /// Notes that up to so many are to be handed out next, once a commit has told of it; whether there are any. What may kill
-    /// its handler is handled alone, so that nothing else is blamed.
+    /// Notes that up to so many are to be handed out next, once a commit has told of it; whether there are any. Partitions
+    /// take turns. What may kill its handler is handled alone, so that nothing else is blamed.
     pub(crate) fn start(&self, most: usize, alone: bool) -> bool {
         let state = &mut *lock(&self.state);
         if let Some((_, since)) = state.suspect_out {
@@ -269,32 +346,19 @@ impl Session {
             // A handler that takes for ever holds up nobody else.
             state.trust();
         }
-        while state.started.len() < most {
-            let Some(held) = state.waiting.front() else { break };
-            if held.suspect && !(alone && state.started.is_empty()) {
-                let since = *state.suspect_since.get_or_insert_with(Instant::now);
-                if since.elapsed() < GRACE {
-                    break;
+        loop {
+            let before = state.started.len();
+            for slot in state.in_turn() {
+                let free = most.saturating_sub(state.started.len());
+                if free == 0 || !state.start_of(slot, free, alone) {
+                    return !state.started.is_empty();
                 }
-                state.trust();
-                continue;
+                state.turn = Some(slot);
             }
-            let Some(held) = state.waiting.pop_front() else { break };
-            if let Some(owned) = state.owned.get_mut(&held.place.slot) {
-                owned.tracker.start(held.place.offset);
-                owned.dirty = true;
-            }
-            let suspect = held.suspect;
-            if suspect {
-                state.suspect_since = None;
-                state.suspect_out = Some((held.place, Instant::now()));
-            }
-            state.started.push(held);
-            if suspect {
-                break;
+            if state.started.len() == before {
+                return before > 0;
             }
         }
-        !state.started.is_empty()
     }
 
     /// Nobody is to have what was started.
@@ -329,7 +393,7 @@ impl Session {
                 owned.tracker.unstart(held.place.offset);
                 owned.dirty = true;
                 state.is_back(held.place);
-                state.waiting.push_front(held);
+                state.wait_first(held);
             }
         }
     }
@@ -365,8 +429,9 @@ impl Session {
         self.wake();
     }
 
-    pub(crate) fn is_out(&self) -> bool {
-        self.out.load(Ordering::Acquire) > 0
+    /// How many are handed out, and not settled.
+    pub(crate) fn out(&self) -> usize {
+        self.out.load(Ordering::Acquire)
     }
 
     pub(crate) fn first_failure(&self, held: &Held) -> DateTime<Utc> {
@@ -405,7 +470,7 @@ impl Session {
         } else {
             owned.tracker.unstart(place.offset);
         }
-        state.waiting.push_front(held);
+        state.wait_first(held);
         state.is_back(place);
         Ok(())
     }

@@ -19,6 +19,8 @@ pub(crate) struct Tracker {
     next: i64,
     /// From there on nothing was handed out. It is no news for a commit: it would be read again as it was.
     touched_to: i64,
+    /// How many of `open` a commit tells of.
+    told: usize,
     /// What the last owner left undone, and has not been read here yet.
     inherited: BTreeMap<i64, u32>,
     /// Everything below that is in nobody's inheritance was done by the last owner.
@@ -49,6 +51,7 @@ impl Tracker {
             open: BTreeMap::new(),
             next: committed.next,
             touched_to: committed.next,
+            told: 0,
             inherited: committed.open.clone(),
             inherited_to: committed.read_to.max(committed.next),
         }
@@ -69,6 +72,7 @@ impl Tracker {
             None => 0,
         };
         self.open.insert(offset, Open { attempts, started: false });
+        self.told += usize::from(offset < self.known_to());
         Read::Open { attempts }
     }
 
@@ -76,7 +80,7 @@ impl Tracker {
     pub(crate) fn start(&mut self, offset: i64) {
         if let Some(open) = self.open.get_mut(&offset) {
             open.started = true;
-            self.touched_to = self.touched_to.max(offset + 1);
+            self.touch(offset);
         }
     }
 
@@ -85,7 +89,7 @@ impl Tracker {
         match self.open.get_mut(&offset) {
             Some(open) => {
                 *open = Open { attempts: open.attempts.saturating_add(1), started: false };
-                self.touched_to = self.touched_to.max(offset + 1);
+                self.touch(offset);
                 true
             }
             None => false,
@@ -106,25 +110,41 @@ impl Tracker {
 
     /// It is done, or its copy is accepted elsewhere. Whether it was open.
     pub(crate) fn finish(&mut self, offset: i64) -> bool {
-        self.touched_to = self.touched_to.max(offset + 1);
-        self.open.remove(&offset).is_some()
+        self.touch(offset);
+        let was_open = self.open.remove(&offset).is_some();
+        self.told -= usize::from(was_open);
+        was_open
     }
 
-    /// How many are read and not done.
-    pub(crate) fn len(&self) -> usize {
-        self.open.len()
-    }
-
-    /// Whether there is room for more in what a commit can tell.
-    pub(crate) fn has_room(&self) -> bool {
-        // So many always fit.
+    /// How many more may be started, so that what a commit tells has room in it.
+    pub(crate) fn room(&self) -> usize {
+        // So many always fit, and as many more.
         const FEW: usize = 150;
-        self.open.len() + self.inherited.len() < FEW || self.position().has_room()
+        // Asked for less often than each one, and leaving room for them.
+        const SOME: usize = 32;
+        if self.told + self.inherited.len() < FEW {
+            FEW
+        } else if self.position().has_room() {
+            SOME
+        } else {
+            0
+        }
+    }
+
+    /// What was handed out, or was known before, ends here.
+    fn known_to(&self) -> i64 {
+        self.touched_to.max(self.inherited_to)
+    }
+
+    fn touch(&mut self, offset: i64) {
+        let from = self.known_to();
+        self.touched_to = self.touched_to.max(offset + 1);
+        self.told += self.open.range(from..self.known_to()).count();
     }
 
     /// What is to be committed.
     pub(crate) fn position(&self) -> Position {
-        let known_to = self.touched_to.max(self.inherited_to);
+        let known_to = self.known_to();
         let told = self.open.range(..known_to);
         let mut open: BTreeMap<i64, u32> = told
             .map(|(offset, open)| (*offset, open.attempts.saturating_add(u32::from(open.started))))
@@ -246,7 +266,8 @@ mod tests {
                         assert!(tracker.finish(offset));
                         done.insert(offset);
                     }
-                    assert_eq!(tracker.len(), open.len());
+                    assert_eq!(tracker.open.len(), open.len());
+                    assert_eq!(tracker.told, tracker.open.range(..tracker.known_to()).count());
                     let position = tracker.position();
                     assert!(log.iter().all(|offset| *offset >= position.next || done.contains(offset)));
                     // Now and then the process dies, a moment after a commit.
