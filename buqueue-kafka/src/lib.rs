@@ -47,7 +47,8 @@
 //! before that is full, which takes about a thousand messages of one partition that were handed out, or are behind one that
 //! is not done. Tools that commit offsets for the group erase what it says.
 //!
-//! A slow message does not hold up its partition, only the committed offset: what a tool shows as lag.
+//! A slow message does not hold up its partition, only the committed offset: what a tool shows as lag. A partition that ends
+//! in the end of a transaction, as after a schedule, keeps a lag of one.
 //!
 //! # Schedules
 //!
