@@ -128,7 +128,7 @@ impl Broker for Kafka {
             }
             let mut command = java(&libs);
             command
-                .args(["-Xms512m", "-Xmx1536m", "-XX:+UseSerialGC"])
+                .args(["-Xms512m", "-Xmx1536m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
                 .arg(format!("-Dlog4j2.configurationFile={}", logging.display()))
                 .arg("kafka.Kafka")
                 .arg(config)
