@@ -1,8 +1,8 @@
 //! What waits in one partition of the delay topic, and what of it may go. No I/O.
 //!
 //! A record goes when it is due, whatever is in front of it: what is done behind others is told in the metadata of the commit,
-//! as consumers do. That has its limits, so of many the first ones move on to a lower level when they have waited as long as
-//! their level does, which nobody in front of a record that is due has not.
+//! as consumers do. That has its limits, so of many, or large ones, the first move on to a lower level when they have waited as
+//! long as their level does, which nobody in front of a record that is due has not.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,8 +97,9 @@ impl<T> Backlog<T> {
         self.due.iter().find(|(_, offset)| *offset < last).copied()
     }
 
+    /// Before no more are kept ready, or nobody would make room for who is due behind them.
     fn are_many(&self) -> bool {
-        self.records.len() >= MANY
+        self.records.len() >= MANY || self.bytes > READY_BYTES / 2
     }
 
     /// What is to be committed when these have gone.
@@ -200,6 +201,8 @@ mod tests {
             i64::try_from(state % limit.unsigned_abs()).unwrap()
         };
         for round in 0..8 {
+            // Small ones, and such that forty are all that are kept ready.
+            let bytes = if round % 2 == 0 { 1 } else { READY_BYTES / 40 };
             let span = 100;
             let count = 100 + 300 * round;
             let mut backlog = backlog();
@@ -209,7 +212,7 @@ mod tests {
             for now in 0..count + 4 * span {
                 while read < count && read <= now && !backlog.is_full() {
                     let due = log[usize::try_from(read).unwrap()];
-                    backlog.push(entry(read, due, read + span));
+                    backlog.push(Entry { bytes, ..entry(read, due, read + span) });
                     read += 1;
                 }
                 while let Some(entry) = backlog.pop(now) {

@@ -19,7 +19,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use rdkafka::producer::{
     BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
 };
-use rdkafka::{Timestamp, TopicPartitionList};
+use rdkafka::{Offset, Timestamp, TopicPartitionList};
 use tokio::sync::watch;
 
 use crate::backlog::{Backlog, Entry};
@@ -27,8 +27,9 @@ use crate::config::KafkaOptions;
 use crate::convert::{self, Delayed, Story};
 use crate::election::Election;
 use crate::error;
-use crate::group::add;
-use crate::levels;
+use crate::group::{ASKING, add};
+use crate::levels::{self, LEVELS};
+use crate::metadata::Position;
 use crate::session::lock;
 use crate::topology::Topology;
 
@@ -172,6 +173,18 @@ fn permanent(error: &KafkaError) -> Option<ErrorKind> {
     permanent.then_some(kind)
 }
 
+/// Nothing can be sent on, whatever it is.
+fn is_of_all(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::GroupAuthorizationFailed
+                | RDKafkaErrorCode::TransactionalIdAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
+        )
+    )
+}
+
 struct Forwarder<'a> {
     options: &'a KafkaOptions,
     topic: String,
@@ -180,6 +193,8 @@ struct Forwarder<'a> {
     producer: Option<BaseProducer<Reports>>,
     waiting: HashMap<i32, Backlog<Waiting>>,
     paused: HashSet<i32>,
+    /// It is said what is read.
+    begun: bool,
     /// What could not be sent when it was sent alone.
     unsendable: Unsendable,
     reported: Reported,
@@ -230,6 +245,7 @@ impl<'a> Forwarder<'a> {
             producer: None,
             waiting: HashMap::new(),
             paused: HashSet::new(),
+            begun: false,
             unsendable: Unsendable::new(),
             reported: Reported::default(),
             forgiven: HashSet::new(),
@@ -254,6 +270,10 @@ impl<'a> Forwarder<'a> {
             if forwarder.producer.is_none() {
                 forwarder.producer = Some(producer(options, &forwarder.reported)?);
             }
+            // Not before: an open transaction of who led hides where it has come to.
+            if !forwarder.begun {
+                forwarder.begin().map_err(failed)?;
+            }
             if forwarder.next().is_some_and(|next| next <= now()) && Instant::now() >= forwarder.not_before {
                 forwarder.transact()?;
                 backoff.reset();
@@ -261,6 +281,36 @@ impl<'a> Forwarder<'a> {
             }
             forwarder.trim();
         }
+        Ok(())
+    }
+
+    /// Reads on where the last one has ended.
+    fn begin(&mut self) -> KafkaResult<()> {
+        let mut all = TopicPartitionList::new();
+        all.add_partition_range(&self.topic, 0, LEVELS - 1);
+        let committed = self.consumer.committed_offsets(all, ASKING)?;
+        let (mut list, mut waiting) = (TopicPartitionList::new(), HashMap::new());
+        for place in committed.elements() {
+            place.error()?;
+            let partition = place.partition();
+            let (first, end) = self.consumer.fetch_watermarks(&self.topic, partition, ASKING)?;
+            let position = match place.offset() {
+                Offset::Offset(next) if next <= end => {
+                    let mut known = Position::decode(next, place.metadata());
+                    // Somebody has deleted records.
+                    known.next = known.next.max(first);
+                    known.read_to = known.read_to.max(first);
+                    known.open = known.open.split_off(&first);
+                    known
+                }
+                // The topic is new, or was created again.
+                _ => Position { next: first, read_to: first, ..Position::default() },
+            };
+            list.add_partition_offset(&self.topic, partition, Offset::Offset(position.next))?;
+            waiting.insert(partition, Backlog::new(&position));
+        }
+        self.consumer.assign(&list)?;
+        (self.waiting, self.begun) = (waiting, true);
         Ok(())
     }
 
@@ -279,14 +329,11 @@ impl<'a> Forwarder<'a> {
         }
         for _ in 0..MOST {
             let polled = self.consumer.poll(pause);
-            if let Some(positions) = self.consumer.context().changed_since(changes) {
+            if self.consumer.context().changed_since(changes).map_err(failed)? {
                 // It is read again from what is committed, by whoever leads now.
-                let positions = positions.map_err(failed)?;
+                self.begun = false;
+                self.waiting.clear();
                 self.paused.clear();
-                self.waiting = positions
-                    .iter()
-                    .map(|(partition, position)| (*partition, Backlog::new(position)))
-                    .collect();
             }
             match polled {
                 Some(Ok(record)) => {
@@ -322,20 +369,27 @@ impl<'a> Forwarder<'a> {
             return self.sent_on(&taken);
         };
         let cause = lock(&self.reported).take().or_else(|| permanent(&error));
-        if let Some(kind) = &cause {
-            // What is sent together is refused together: it is sent in halves until it is known which record it is.
-            self.most = (taken.len() / 2).max(1);
-            if let [(partition, only)] = taken.as_slice() {
-                self.unsendable.insert((*partition, only.offset), kind.clone());
+        // What is sent together is refused together: it is sent in halves until it is known which record it is.
+        self.most = (taken.len() / 2).max(1);
+        let mut hopeless = false;
+        match (&cause, taken.as_slice()) {
+            (Some(kind), [(partition, only)]) => {
+                let known = self.unsendable.insert((*partition, only.offset), kind.clone());
+                hopeless = known.is_some();
             }
-        } else {
-            self.not_before = Instant::now() + self.backoff.next_delay();
+            (Some(_), _) => {}
+            (None, _) => self.not_before = Instant::now() + self.backoff.next_delay(),
         }
-        if !abort(&producer) {
+        if !abort(&producer) || is_of_all(&error) {
             // What was popped is read again by whoever leads next.
             return Err(failed(error));
         }
-        for (partition, entry) in taken {
+        for (partition, mut entry) in taken {
+            if hopeless {
+                // It cannot wait anywhere else either.
+                entry.due = entry.due.max(now() + PUT_OFF);
+                entry.moves_at = entry.due;
+            }
             if let Some(backlog) = self.waiting.get_mut(&partition) {
                 backlog.put_back(entry);
             }
@@ -514,7 +568,8 @@ fn send_one(
     let Some(delayed) = record.delayed.as_ref().filter(|delayed| is_ours(options, &delayed.target)) else {
         return Ok(());
     };
-    let put_off = put_off.then(|| Delayed { due: now() + PUT_OFF, target: delayed.target.clone() });
+    let put_off =
+        put_off.then(|| Delayed { due: delayed.due.max(now() + PUT_OFF), target: delayed.target.clone() });
     let delayed = put_off.as_ref().unwrap_or(delayed);
     let left = delayed.due - now();
     let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));

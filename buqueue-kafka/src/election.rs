@@ -4,22 +4,19 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rdkafka::TopicPartitionList;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::types::RDKafkaRespErr;
-use rdkafka::{Offset, TopicPartitionList};
 
-use crate::group::ASKING;
-use crate::levels::LEVELS;
-use crate::metadata::Position;
 use crate::session::lock;
 
 /// What the group has decided.
 pub(crate) struct Election {
     topic: String,
-    state: Mutex<State>,
+    failure: Mutex<Option<KafkaError>>,
     leads: AtomicBool,
     /// Somebody else does; between the two nobody knows.
     follows: AtomicBool,
@@ -27,18 +24,11 @@ pub(crate) struct Election {
     changes: AtomicU64,
 }
 
-#[derive(Default)]
-struct State {
-    /// Where each partition begins.
-    positions: Vec<(i32, Position)>,
-    failure: Option<KafkaError>,
-}
-
 impl Election {
     pub(crate) fn new(topic: &str) -> Self {
         Self {
             topic: topic.to_owned(),
-            state: Mutex::default(),
+            failure: Mutex::default(),
             leads: AtomicBool::new(false),
             follows: AtomicBool::new(false),
             changes: AtomicU64::new(0),
@@ -53,40 +43,11 @@ impl Election {
         self.follows.load(Ordering::Acquire)
     }
 
-    /// Whether something has changed since `known`: where each partition begins now.
-    pub(crate) fn changed_since(&self, known: &mut u64) -> Option<KafkaResult<Vec<(i32, Position)>>> {
+    /// Whether something has changed since `known`.
+    pub(crate) fn changed_since(&self, known: &mut u64) -> KafkaResult<bool> {
         let latest = self.changes.load(Ordering::Acquire);
-        if *known == latest {
-            return None;
-        }
-        *known = latest;
-        let mut state = lock(&self.state);
-        let positions = std::mem::take(&mut state.positions);
-        Some(state.failure.take().map_or(Ok(positions), Err))
-    }
-
-    /// Reads on where the last one has ended.
-    fn begin(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<()> {
-        let mut all = TopicPartitionList::new();
-        all.add_partition_range(&self.topic, 0, LEVELS - 1);
-        let committed = consumer.committed_offsets(all, ASKING)?;
-        let (mut list, mut positions) = (TopicPartitionList::new(), Vec::new());
-        for place in committed.elements() {
-            place.error()?;
-            let partition = place.partition();
-            let (first, end) = consumer.fetch_watermarks(&self.topic, partition, ASKING)?;
-            let position = match place.offset() {
-                Offset::Offset(next) if (first..=end).contains(&next) => {
-                    Position::decode(next, place.metadata())
-                }
-                // The topic is new, or was created again.
-                _ => Position { next: first, read_to: first, ..Position::default() },
-            };
-            list.add_partition_offset(&self.topic, partition, Offset::Offset(position.next))?;
-            positions.push((partition, position));
-        }
-        lock(&self.state).positions = positions;
-        consumer.assign(&list)
+        let changed = std::mem::replace(known, latest) != latest;
+        lock(&self.failure).take().map_or(Ok(changed), Err)
     }
 }
 
@@ -104,9 +65,8 @@ impl ConsumerContext for Election {
     ) {
         let assigning = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         let leads = assigning && given.find_partition(&self.topic, 0).is_some();
-        let outcome = if leads {
-            self.begin(consumer)
-        } else if assigning {
+        let outcome = if assigning {
+            // Who leads says what it reads when the transactions of who did before have ended.
             consumer.assign(&TopicPartitionList::new())
         } else {
             // The client remembers across assignments what was paused.
@@ -116,7 +76,7 @@ impl ConsumerContext for Election {
         self.leads.store(leads && outcome.is_ok(), Ordering::Release);
         self.follows.store(assigning && !leads, Ordering::Release);
         if let Err(error) = outcome {
-            lock(&self.state).failure = Some(error);
+            *lock(&self.failure) = Some(error);
         }
         self.changes.fetch_add(1, Ordering::AcqRel);
     }

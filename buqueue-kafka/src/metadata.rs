@@ -12,6 +12,8 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 /// The most characters of a commit's metadata.
 pub(crate) const MAX_CHARS: usize = 4096;
 const PREFIX: &str = "bq1:";
+/// More attempts are not told of, so that each takes one byte: who has counted more begins at so many again after a crash.
+const MOST_ATTEMPTS: u32 = 127;
 
 /// What is known about a partition when it is committed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -35,7 +37,7 @@ impl Position {
         let mut last = self.next;
         for (&offset, &attempts) in &self.open {
             push(&mut bytes, distance(last, offset));
-            push(&mut bytes, u64::from(attempts));
+            push(&mut bytes, u64::from(attempts.min(MOST_ATTEMPTS)));
             last = offset;
         }
         let mut text = PREFIX.to_owned();
@@ -118,13 +120,15 @@ mod tests {
             position(0, 0, &[]),
             position(7, 7, &[]),
             position(7, 9, &[(7, 0)]),
-            position(5, 1_000_000, &[(5, 1), (6, 0), (300, 12), (999_999, 4_000_000_000)]),
-            position(i64::MAX - 10, i64::MAX, &[(i64::MAX - 1, u32::MAX)]),
+            position(5, 1_000_000, &[(5, 1), (6, 0), (300, 12), (999_999, 127)]),
+            position(i64::MAX - 10, i64::MAX, &[(i64::MAX - 1, MOST_ATTEMPTS)]),
         ] {
             let text = position.encode();
             assert_eq!(Position::decode(position.next, &text), position, "{text}");
         }
         assert_eq!(position(7, 7, &[]).encode(), "");
+        let often = position(7, 9, &[(7, u32::MAX)]).encode();
+        assert_eq!(Position::decode(7, &often).open[&7], MOST_ATTEMPTS);
     }
 
     #[test]

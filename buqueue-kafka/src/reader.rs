@@ -83,6 +83,20 @@ enum Repair {
     Declared(Vec<String>),
 }
 
+/// Says what has become of it when it is dropped.
+struct Done {
+    repair: Arc<Mutex<Repair>>,
+    session: Arc<Session>,
+    outcome: Repair,
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        *lock(&self.repair) = std::mem::take(&mut self.outcome);
+        self.session.wake();
+    }
+}
+
 /// Partitions that are begun anew.
 #[derive(Debug, Default)]
 struct Anew {
@@ -218,16 +232,15 @@ impl Reader {
         drop(repair);
         let (session, repair) = (Arc::clone(&self.session), Arc::clone(&self.repair));
         session.runtime.clone().spawn(async move {
-            let declared = async { Topology::new(&session.options)?.ensure_all().await }.await;
-            match declared {
-                Ok(names) => *lock(&repair) = Repair::Declared(names),
+            // Also when its runtime ends before it does.
+            let mut done = Done { repair, session: Arc::clone(&session), outcome: Repair::Idle };
+            match async { Topology::new(&session.options)?.ensure_all().await }.await {
+                Ok(names) => done.outcome = Repair::Declared(names),
                 Err(error) => {
                     session.mailbox.fail(error);
                     tokio::time::sleep(REPAIR_AGAIN).await;
-                    *lock(&repair) = Repair::Idle;
                 }
             }
-            session.wake();
         });
     }
 
@@ -304,31 +317,35 @@ impl Reader {
             let (first, next) = self.session.later.range_of(&name, slot.partition)?;
             let reads = self.session.next(slot).unwrap_or(first);
             let is_new = anew.created.contains(&name) || forgotten.contains(&slot);
-            let there = (first..=next).contains(&reads) && !is_new;
-            if there && !anew.stopped {
+            // What retention has taken is gone; what is done behind it stays done.
+            let there = reads <= next && !is_new;
+            if there && reads >= first && !anew.stopped {
                 continue;
             }
-            let begins = if there { reads } else { first };
+            let begins = if there { reads.max(first) } else { first };
             if !there {
                 self.session.disown(slot);
                 let position = Position { next: first, read_to: first, ..Position::default() };
                 self.session.own(slot, &position, true);
             }
-            group.reassigned.store(true, Ordering::Release);
             let mut list = TopicPartitionList::new();
             list.add_partition_offset(&name, slot.partition, Offset::Offset(begins))?;
             self.consumer.incremental_unassign(&list)?;
             self.consumer.incremental_assign(&list)?;
         }
+        group.reassigned.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// The partitions of which nothing is committed any more.
+    /// The partitions of which nothing is committed any more, though it was.
     fn forgotten(&self) -> KafkaResult<Vec<Slot>> {
         let group = self.consumer.context();
         let mut all = TopicPartitionList::new();
-        for slot in self.session.slots() {
+        for slot in self.session.recorded() {
             all.add_partition(&group.name(slot.topic), slot.partition);
+        }
+        if all.count() == 0 {
+            return Ok(Vec::new());
         }
         let committed = self.consumer.committed_offsets(all, ASKING)?;
         let nothing = committed.elements().into_iter().filter(|place| place.offset() == Offset::Invalid);
@@ -370,10 +387,8 @@ impl Reader {
 
     /// Hands over what is wanted, once a commit has told of it; commits what was settled.
     fn hand_over(&mut self) {
-        self.held_up = false;
-        // Of a topic that was created again nothing is committed before it is begun anew.
-        let repairing = self.anew.is_some() || !matches!(*lock(&self.repair), Repair::Idle);
-        if self.committing || repairing || Instant::now() < self.not_before {
+        self.held_up = self.is_repairing();
+        if self.committing || self.held_up || Instant::now() < self.not_before {
             return;
         }
         let wishes = self.session.mailbox.wishes();
@@ -395,6 +410,11 @@ impl Reader {
         if started || self.committed_at.elapsed() >= COMMIT_EVERY || begins {
             self.commit();
         }
+    }
+
+    /// Of a topic that was created again nothing is committed before it is begun anew.
+    fn is_repairing(&self) -> bool {
+        self.anew.is_some() || !matches!(*lock(&self.repair), Repair::Idle)
     }
 
     /// Commits what was settled, and what is to be handed out; then it is.
@@ -520,7 +540,8 @@ impl Reader {
         while self.session.out() > 0 && Instant::now() < deadline {
             self.take_outcome();
             self.take_in();
-            if !self.committing && Instant::now() >= self.not_before && self.session.is_dirty() {
+            let may = !self.committing && !self.is_repairing() && Instant::now() >= self.not_before;
+            if may && self.session.is_dirty() {
                 self.commit();
             }
             self.session.sleep(IDLE);
@@ -557,7 +578,7 @@ impl Reader {
     /// Tries for a while.
     fn commit_all(&mut self) {
         let deadline = Instant::now() + LAST_COMMITS;
-        while Instant::now() < deadline && self.session.is_dirty() {
+        while Instant::now() < deadline && self.session.is_dirty() && !self.is_repairing() {
             if !self.committing && Instant::now() >= self.not_before {
                 self.commit();
             }

@@ -69,6 +69,10 @@ struct Owned {
     tracker: Tracker,
     /// There is something to commit.
     dirty: bool,
+    /// The commit under way tells of it.
+    in_commit: bool,
+    /// Something is committed.
+    recorded: bool,
     /// Read, and not yet cleared for somebody to handle.
     waiting: VecDeque<Held>,
 }
@@ -133,14 +137,15 @@ impl State {
 
     /// Starts up to so many of one partition; whether there may be others beside them.
     fn start_of(&mut self, slot: Slot, most: usize, alone: bool) -> bool {
-        let Some(room) = self.owned.get(&slot).map(|owned| owned.tracker.room()) else { return true };
-        for _ in 0..most.min(room) {
-            let Some(suspect) =
-                self.owned.get(&slot).and_then(|owned| owned.waiting.front()).map(|held| held.suspect)
-            else {
+        let Some(mut room) = self.owned.get(&slot).map(|owned| owned.tracker.room()) else { return true };
+        for _ in 0..most {
+            let Some(owned) = self.owned.get(&slot) else { return true };
+            let Some(first) = owned.waiting.front() else { return true };
+            let told = owned.tracker.tells_of(first.place.offset);
+            if room == 0 && !told {
                 return true;
-            };
-            if suspect && !(alone && self.started.is_empty()) {
+            }
+            if first.suspect && !(alone && self.started.is_empty()) {
                 let since = *self.suspect_since.get_or_insert_with(Instant::now);
                 if since.elapsed() < GRACE {
                     return false;
@@ -151,6 +156,7 @@ impl State {
             let Some(held) = owned.waiting.pop_front() else { return true };
             owned.tracker.start(held.place.offset);
             owned.dirty = true;
+            room -= usize::from(!told);
             self.ahead.remove(&held);
             let suspect = held.suspect;
             if suspect {
@@ -275,11 +281,14 @@ impl Session {
         let mut state = lock(&self.state);
         state.epochs += 1;
         state.trusting = false;
+        state.suspect_since = None;
         // Where a group begins is written down at once.
         let owned = Owned {
             epoch: state.epochs,
             tracker: Tracker::new(committed),
             dirty: fresh,
+            in_commit: false,
+            recorded: !fresh,
             waiting: VecDeque::new(),
         };
         state.owned.insert(slot, owned);
@@ -331,6 +340,12 @@ impl Session {
         lock(&self.state).owned.keys().copied().collect()
     }
 
+    /// The partitions of which something is committed.
+    pub(crate) fn recorded(&self) -> Vec<Slot> {
+        let state = lock(&self.state);
+        state.owned.iter().filter(|(_, owned)| owned.recorded).map(|(slot, _)| *slot).collect()
+    }
+
     pub(crate) fn next(&self, slot: Slot) -> Option<i64> {
         lock(&self.state).owned.get(&slot).map(|owned| owned.tracker.next())
     }
@@ -372,8 +387,9 @@ impl Session {
         let mut state = lock(&self.state);
         state.committing = false;
         let started = std::mem::take(&mut state.started);
-        if !made {
-            state.owned.values_mut().for_each(|owned| owned.dirty = true);
+        for owned in state.owned.values_mut() {
+            owned.dirty |= !made;
+            owned.recorded |= std::mem::take(&mut owned.in_commit) && made;
         }
         drop(state);
         if !made {
@@ -405,7 +421,7 @@ impl Session {
         let dirty = state.owned.iter_mut().filter(|(_, owned)| owned.dirty);
         dirty
             .map(|(slot, owned)| {
-                owned.dirty = false;
+                (owned.dirty, owned.in_commit) = (false, true);
                 (*slot, owned.tracker.position())
             })
             .collect()

@@ -131,6 +131,11 @@ impl Tracker {
         }
     }
 
+    /// Whether a commit tells of it already: to start it again takes no more room.
+    pub(crate) fn tells_of(&self, offset: i64) -> bool {
+        offset < self.known_to()
+    }
+
     /// What was handed out, or was known before, ends here.
     fn known_to(&self) -> i64 {
         self.touched_to.max(self.inherited_to)
