@@ -352,16 +352,19 @@ impl fmt::Display for Excluded {
     }
 }
 
-/// For [`Harness::keeps`] of a backend's second kind of queue: the cases of a minute and more, of which the first kind is
-/// enough where time is short. `BUQUEUE_TEST_ALL` in the environment tries all, as `cargo xtask test --broker NAME` does.
+/// For [`Harness::keeps`] of a backend's second kind of queue: leaves out what takes minutes, and asks for what both kinds have
+/// in common: connections that break, and brokers that restart. `BUQUEUE_TEST_ALL` in the environment tries all, as
+/// `cargo xtask test --broker NAME` does.
 ///
 /// # Errors
 /// The case is one of them, and left out.
 pub fn unless_long(case: &str) -> Hook<()> {
-    let long = matches!(case, "endurance::five_restarts" | "endurance::five_half_opens");
+    let long = case.starts_with("endurance::")
+        || case.starts_with("reconnect::")
+        || case == "schedule::survives_a_broker_restart";
     if long && std::env::var_os("BUQUEUE_TEST_ALL").is_none() {
         return Err(Excluded::new(
-            "it takes a minute, and another kind of queue goes through it; `cargo xtask test --broker NAME` tries both",
+            "it takes its time, and another kind of queue goes through it; `cargo xtask test --broker NAME` tries both",
         ));
     }
     Ok(())
