@@ -43,19 +43,21 @@
 //! what was done above a slow message, nor forgets that a message kills its process: before a message is handed out, a commit
 //! says so, one for all that are handed out together. Who takes over a partition hands out those that were handed out before
 //! one at a time, so that no other is blamed should one of them kill its handler; when one has taken five seconds, nobody
-//! waits for that any longer. The metadata has 4096 bytes at most (`offset.metadata.max.bytes`); the consumer reads no more
-//! before that is full, which takes about a thousand messages of one partition that were handed out, or are behind one that
-//! is not done. Tools that commit offsets for the group erase what it says.
+//! waits for that any longer. The metadata has 4096 bytes at most (`offset.metadata.max.bytes`); before that is
+//! full, no more of the partition is handed out, which takes about a thousand messages of it that are not done. More than 127
+//! attempts are not told of: who counts on begins there after a crash. Tools that commit offsets for the group erase what it
+//! says.
 //!
 //! A slow message does not hold up its partition, only the committed offset: what a tool shows as lag. A partition that ends
 //! in the end of a transaction, as after a schedule, keeps a lag of one.
 //!
 //! # Schedules
 //!
-//! A delayed message waits in the delay topic, in the partition of its level: those of level *k* have at least 256 ms · 4^(k-1)
-//! to wait, those of level 0 less than that of level 1. One of the running consumers of the topic sends on what is due, in transactions together with
-//! the offset, and readers see committed records only: each is sent on once, whoever dies when. Mostly that is one
-//! step; where more than 300 wait in a level, they go down step by step, a schedule of a month in some twenty. When that consumer closes, another one goes on at once; when it is killed, after
+//! A delayed message waits in the delay topic, in the partition of its level: those of level *k* have at least
+//! 256 ms · 4^(k-1) to wait, those of level 0 less than that of level 1. One of the running consumers of the topic sends on
+//! what is due, in transactions together with the offset, and readers see committed records only: each is sent on once,
+//! whoever dies when. Mostly that is one step; where more than 300 wait in a level, or more than 2 MiB, they go down step by
+//! step, a schedule of a month in some twenty. When that consumer closes, another one goes on at once; when it is killed, after
 //! [`session_timeout`](KafkaBuilderExt::session_timeout). Records that were sent on are deleted every half minute. A message
 //! that its topic does not take any more (it is too large by now, or may not be written) is tried again each minute, and
 //! holds up no other. Who sends and who sends on compare their own clocks: a schedule is as early or late as they differ.
