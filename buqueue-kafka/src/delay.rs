@@ -300,7 +300,7 @@ impl<'a> Forwarder<'a> {
                     // Somebody has deleted records.
                     known.next = known.next.max(first);
                     known.read_to = known.read_to.max(first);
-                    known.open = known.open.split_off(&first);
+                    known.open.retain(|(offset, _)| *offset >= first);
                     known
                 }
                 // The topic is new, or was created again.

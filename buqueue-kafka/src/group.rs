@@ -37,7 +37,7 @@ pub(crate) struct Group {
     pub(crate) missing: AtomicBool,
     /// What the group has given could not be taken up.
     pub(crate) rejoin: AtomicBool,
-    /// Partitions have come that are not paused.
+    /// Partitions have come.
     pub(crate) reassigned: AtomicBool,
     /// The last commit is made.
     pub(crate) leaving: AtomicBool,
@@ -198,10 +198,6 @@ impl Group {
             if assigned.find_partition(place.topic(), place.partition()).is_some() {
                 taken.add_partition(place.topic(), place.partition());
             }
-        }
-        // The client remembers across assignments what was paused.
-        if taken.count() > 0 {
-            consumer.resume(&taken)?;
         }
         if matches!(consumer.rebalance_protocol(), RebalanceProtocol::Cooperative) {
             consumer.incremental_unassign(&taken)

@@ -109,6 +109,7 @@ mod delay;
 mod election;
 mod error;
 mod group;
+mod intake;
 mod later;
 mod lease;
 mod levels;

@@ -4,8 +4,6 @@
 //! `bq1:` and base64 of numbers of seven bits a byte: how far was read, and then for each open record its distance from
 //! the one before and its attempts. A broker takes 4096 bytes by default (`offset.metadata.max.bytes`).
 
-use std::collections::BTreeMap;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
@@ -22,8 +20,8 @@ pub(crate) struct Position {
     pub(crate) next: i64,
     /// Everything below was read.
     pub(crate) read_to: i64,
-    /// What was read and is not done, with the attempts that were made.
-    pub(crate) open: BTreeMap<i64, u32>,
+    /// What was read and is not done, in order, with the attempts that were made.
+    pub(crate) open: Vec<(i64, u32)>,
 }
 
 impl Position {
@@ -35,7 +33,7 @@ impl Position {
         let mut bytes = Vec::with_capacity(2 + 2 * self.open.len());
         push(&mut bytes, distance(self.next, self.read_to));
         let mut last = self.next;
-        for (&offset, &attempts) in &self.open {
+        for &(offset, attempts) in &self.open {
             push(&mut bytes, distance(last, offset));
             push(&mut bytes, u64::from(attempts.min(MOST_ATTEMPTS)));
             last = offset;
@@ -47,7 +45,7 @@ impl Position {
 
     /// From a commit. What cannot be read was written by somebody else, and says nothing.
     pub(crate) fn decode(next: i64, metadata: &str) -> Self {
-        let fresh = Self { next, read_to: next, open: BTreeMap::new() };
+        let fresh = Self { next, read_to: next, open: Vec::new() };
         let Some(bytes) = metadata.strip_prefix(PREFIX).and_then(|text| STANDARD_NO_PAD.decode(text).ok())
         else {
             return fresh;
@@ -57,14 +55,15 @@ impl Position {
 
     fn read(next: i64, mut bytes: &[u8]) -> Option<Self> {
         let read_to = next.checked_add_unsigned(pull(&mut bytes)?)?;
-        let mut open = BTreeMap::new();
+        let mut open: Vec<(i64, u32)> = Vec::new();
         let mut last = next;
         while !bytes.is_empty() {
             last = last.checked_add_unsigned(pull(&mut bytes)?)?;
             let attempts = u32::try_from(pull(&mut bytes)?).ok()?;
-            if last >= read_to || open.insert(last, attempts).is_some() {
+            if last >= read_to || open.last().is_some_and(|(before, _)| *before == last) {
                 return None;
             }
+            open.push((last, attempts));
         }
         Some(Self { next, read_to, open })
     }
@@ -75,6 +74,20 @@ impl Position {
         const MORE: usize = 64 * 3 * 4 / 3;
         self.encode().len() + MORE <= MAX_CHARS
     }
+}
+
+/// How many more open records have room for certain beside so many, which are spread over so wide a span. Needs no look at
+/// them: the logarithm is concave, so that they take most when they are spread evenly.
+pub(crate) fn room(open: usize, span: u64) -> usize {
+    // Four characters for three bytes, and two numbers of ten bytes in front.
+    const BYTES: usize = (MAX_CHARS - PREFIX.len()) / 4 * 3 - 20;
+    // What a record takes that is far behind the one before.
+    const EACH: usize = 6;
+    let evenly = span / u64::try_from(open).unwrap_or(1).max(1) + 1;
+    // A bit more than the average takes: numbers of seven bits take a byte each, and a part of one is one.
+    let bits = u64::BITS - evenly.leading_zeros();
+    let distances = open + open * usize::try_from(bits).unwrap_or(64) / 7;
+    BYTES.saturating_sub(distances + open) / EACH
 }
 
 fn distance(from: i64, to: i64) -> u64 {
@@ -111,7 +124,7 @@ mod tests {
     use super::*;
 
     fn position(next: i64, read_to: i64, open: &[(i64, u32)]) -> Position {
-        Position { next, read_to, open: open.iter().copied().collect() }
+        Position { next, read_to, open: open.to_vec() }
     }
 
     #[test]
@@ -128,7 +141,7 @@ mod tests {
         }
         assert_eq!(position(7, 7, &[]).encode(), "");
         let often = position(7, 9, &[(7, u32::MAX)]).encode();
-        assert_eq!(Position::decode(7, &often).open[&7], MOST_ATTEMPTS);
+        assert_eq!(Position::decode(7, &often).open, [(7, MOST_ATTEMPTS)]);
     }
 
     #[test]
@@ -136,6 +149,40 @@ mod tests {
         for text in ["", "text", "bq1:", "bq1:!", "bq1:gA", "bq2:AAA", "bq1:AQEB", "bq1:////////////////"] {
             assert_eq!(Position::decode(3, text), position(3, 3, &[]), "{text}");
         }
+    }
+
+    #[test]
+    fn where_there_is_room_for_certain_there_is() {
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut below = |limit: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % limit
+        };
+        let mut rooms = 0;
+        for _ in 0..2000 {
+            let many = 1 + below(1500);
+            let bits = below(20);
+            let widest = 1 + below(1 << bits);
+            let mut offset = 1 << 40;
+            let mut open = Vec::new();
+            for _ in 0..many {
+                offset += 1 + i64::try_from(if below(10) == 0 { below(widest) } else { 0 }).unwrap();
+                open.push((offset, MOST_ATTEMPTS));
+            }
+            let next = open[0].0;
+            let span = u64::try_from(offset + 1 - next).unwrap();
+            let room = room(open.len(), span);
+            rooms += usize::from(room > 0);
+            for _ in 0..room {
+                offset += 10_000;
+                open.push((offset, MOST_ATTEMPTS));
+            }
+            let written = Position { next, read_to: offset + 1, open }.encode().len();
+            assert!(room == 0 || written <= MAX_CHARS, "{many} and {room} more: {written}");
+        }
+        assert!((500..2000).contains(&rooms), "{rooms}");
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl Publisher {
         story: Story,
         delayed: Option<&Delayed>,
     ) -> Result<DeliveryFuture> {
-        let deadline = Instant::now() + self.timeout;
+        let mut deadline = None;
         let mut record = FutureRecord::<str, [u8]>::to(to.topic).payload(message.payload());
         record.key = message.routing_key();
         record.partition = to.partition;
@@ -101,7 +101,7 @@ impl Publisher {
             match self.producer.send_result(record) {
                 Ok(accepted) => return Ok(accepted),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), same))
-                    if Instant::now() < deadline =>
+                    if Instant::now() < *deadline.get_or_insert_with(|| Instant::now() + self.timeout) =>
                 {
                     record = same;
                     tokio::time::sleep(FULL).await;

@@ -11,27 +11,19 @@ use std::time::{Duration, Instant};
 
 use buqueue_core::{Backoff, BuqueueError, ErrorKind, Result};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaResult, RDKafkaErrorCode as Code};
-use rdkafka::message::Message as _;
+use rdkafka::error::KafkaResult;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::watch;
 
 use crate::commits::Committer;
 use crate::config::{KafkaOptions, OffsetReset};
-use crate::convert;
 use crate::error;
 use crate::group::{ASKING, Group, add};
+use crate::intake::Intake;
 use crate::metadata::Position;
-use crate::session::{Ahead, Session, Slot, lock};
+use crate::session::{Session, Slot, lock};
 use crate::topology::Topology;
 
-/// How many records are taken from the client before other work is looked at.
-const BURST: usize = 500;
-/// After so many it is asked whether there is room for more.
-const ROOM: usize = 100;
-/// How many are read ahead of those that are handed out, and how many bytes of them.
-const READ_AHEAD: usize = 10_000;
-const READ_AHEAD_BYTES: usize = 8 << 20;
 /// How long the thread sleeps when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
 /// What was settled is committed after this at the latest.
@@ -57,7 +49,7 @@ pub(crate) struct Reader {
     committed_at: Instant,
     not_before: Instant,
     backoff: Backoff,
-    paused: bool,
+    intake: Intake,
     ahead: usize,
     grown_at: u64,
     look: Option<Look>,
@@ -145,6 +137,7 @@ impl Reader {
             BuqueueError::new(kind, "the reader's thread cannot be started")
         };
         let commits = Committer::start(&consumer).map_err(unstartable)?;
+        let intake = Intake::new(&consumer, session);
         let now = Instant::now();
         let reader = Self {
             consumer,
@@ -152,7 +145,7 @@ impl Reader {
             committed_at: now,
             not_before: now,
             backoff: Backoff::new(Duration::from_millis(50), Duration::from_secs(2)),
-            paused: false,
+            intake,
             ahead: 1,
             grown_at: 0,
             look: None,
@@ -179,11 +172,12 @@ impl Reader {
 
     fn step(&mut self) {
         self.take_outcome();
-        self.take_in();
+        if self.intake.take() {
+            self.begin_anew_soon(&[], true);
+        }
         self.rejoin();
         self.repair();
         self.begin_anew();
-        self.flow();
         self.hand_over();
         self.answer_looks();
         let failure = self.consumer.context().take_failure();
@@ -191,35 +185,6 @@ impl Reader {
         {
             self.session.mailbox.fail(error);
         }
-    }
-
-    /// What the client has.
-    fn take_in(&mut self) {
-        for number in 0..BURST {
-            // Not only between the bursts: so many more there may be no room for.
-            if number % ROOM == ROOM - 1 {
-                self.flow();
-            }
-            let calls = self.consumer.context().calls();
-            match self.consumer.poll(Duration::ZERO) {
-                None if self.consumer.context().calls() == calls => return,
-                // Something was called back, and there may be records behind it.
-                None => {}
-                Some(Ok(record)) => {
-                    let slot = self.consumer.context().slot(record.topic(), record.partition());
-                    self.session.read(slot, record.offset(), || {
-                        let incoming = convert::incoming(&record);
-                        (incoming.message, incoming.story)
-                    });
-                }
-                Some(Err(error)) => match error.rdkafka_error_code() {
-                    Some(Code::AutoOffsetReset | Code::OffsetOutOfRange) => self.begin_anew_soon(&[], true),
-                    _ => self.consumer.context().report("receive", error),
-                },
-            }
-        }
-        // There may be more.
-        self.session.wake();
     }
 
     /// Somebody has deleted a topic: it is declared again.
@@ -352,41 +317,13 @@ impl Reader {
         Ok(nothing.map(|place| group.slot(place.topic(), place.partition())).collect())
     }
 
-    /// Reads no more than is wanted.
-    fn flow(&mut self) {
-        let reassigned = self.consumer.context().reassigned.swap(false, Ordering::AcqRel);
-        if reassigned {
+    /// Hands over what is wanted, once a commit has told of it; commits what was settled.
+    fn hand_over(&mut self) {
+        if self.consumer.context().reassigned.swap(false, Ordering::AcqRel) {
             // What was refused while partitions were dealt out is accepted now.
             self.not_before = Instant::now();
             self.backoff.reset();
         }
-        if reassigned && self.paused {
-            // What has come is not paused, the others are: once more from the start.
-            let resumed = self.consumer.assignment().and_then(|assigned| self.consumer.resume(&assigned));
-            if let Err(error) = resumed {
-                self.consumer.context().reassigned.store(true, Ordering::Release);
-                return self.consumer.context().report("resume", error);
-            }
-            self.paused = false;
-        }
-        // To pause throws away what the client has fetched, so it is far from one end to the other.
-        let Ahead { records, bytes } = self.session.ahead();
-        let full = records >= READ_AHEAD || bytes >= READ_AHEAD_BYTES;
-        let wanted =
-            if self.paused { records > READ_AHEAD / 4 || bytes > READ_AHEAD_BYTES / 4 } else { full };
-        if wanted == self.paused {
-            return;
-        }
-        let Ok(assigned) = self.consumer.assignment() else { return };
-        let changed = if wanted { self.consumer.pause(&assigned) } else { self.consumer.resume(&assigned) };
-        match changed {
-            Ok(()) => self.paused = wanted,
-            Err(error) => self.consumer.context().report("pause", error),
-        }
-    }
-
-    /// Hands over what is wanted, once a commit has told of it; commits what was settled.
-    fn hand_over(&mut self) {
         self.held_up = self.is_repairing();
         if self.committing || self.held_up || Instant::now() < self.not_before {
             return;
@@ -402,10 +339,14 @@ impl Reader {
         // Who has just ceased to wait may wait again at once.
         let lately = wishes.demand_ended.is_some_and(|ended| ended.elapsed() < FAST);
         let target = wishes.demand.max(if fast || lately { self.ahead } else { 0 });
+        let wanted = target.saturating_sub(wishes.ready);
+        // Said before they are counted: whoever is settled from now on wakes this thread.
+        self.session.waits_for_settles(true);
         let held = self.session.out() + wishes.ready;
         let free = self.session.options.max_in_flight.saturating_sub(held);
-        let started = self.session.start(target.saturating_sub(wishes.ready).min(free), held == 0);
-        self.held_up = !started && target > wishes.ready;
+        let started = self.session.start(wanted.min(free), held == 0);
+        self.held_up = !started && wanted > 0;
+        self.session.waits_for_settles(self.held_up || wanted > free);
         let begins = !*self.consumer.context().begun.borrow();
         if started || self.committed_at.elapsed() >= COMMIT_EVERY || begins {
             self.commit();
@@ -532,14 +473,14 @@ impl Reader {
     fn finish(mut self) {
         let deadline = Instant::now() + GHOST;
         self.give_back();
-        // Nothing more is read; what is out is what matters.
-        self.pause_all();
+        // Nothing more is taken from the client; what is out is what matters.
+        self.session.waits_for_settles(true);
         self.commit_all();
         // Whoever closes does not wait for deliveries; what becomes of them is committed all the same.
         self.session.mailbox.finish();
         while self.session.out() > 0 && Instant::now() < deadline {
             self.take_outcome();
-            self.take_in();
+            self.serve();
             let may = !self.committing && !self.is_repairing() && Instant::now() >= self.not_before;
             if may && self.session.is_dirty() {
                 self.commit();
@@ -558,20 +499,18 @@ impl Reader {
             tokio::time::sleep(Duration::from_secs(3)).await;
             watched.mailbox.finish();
         });
-        let Self { consumer, commits, .. } = self;
+        let Self { consumer, commits, intake, .. } = self;
         commits.end();
+        // They must not outlive the client.
+        drop(intake);
         drop(consumer);
         session.mailbox.finish();
     }
 
-    /// The list of what is assigned must not outlive the client, which would never end: it holds on to its partitions.
-    fn pause_all(&self) {
-        let paused = match self.consumer.assignment() {
-            Ok(assigned) if assigned.count() > 0 => self.consumer.pause(&assigned),
-            asked => asked.map(drop),
-        };
-        if let Err(error) = paused {
-            self.consumer.context().report("pause", error);
+    /// Lets the client call back, and no more.
+    fn serve(&mut self) {
+        if self.intake.serve() {
+            self.begin_anew_soon(&[], true);
         }
     }
 
@@ -584,7 +523,7 @@ impl Reader {
             }
             self.session.sleep(Duration::from_millis(5));
             self.take_outcome();
-            self.take_in();
+            self.serve();
         }
     }
 
@@ -616,11 +555,11 @@ fn consumer(options: &KafkaOptions) -> rdkafka::ClientConfig {
         .set("heartbeat.interval.ms", (options.session_timeout / 5).as_millis().to_string())
         .set("fetch.wait.max.ms", "200")
         .set("fetch.error.backoff.ms", "100")
-        // What is ready is bounded by its size. It is thrown away when a partition pauses, so it is little.
-        .set("queued.min.messages", "1000000")
-        .set("queued.max.messages.kbytes", "16384")
+        // How much each partition's queue holds.
+        .set("queued.min.messages", "20000")
+        .set("queued.max.messages.kbytes", "2048")
         .set("fetch.queue.backoff.ms", "10")
-        .set("fetch.message.max.bytes", "262144")
+        .set("fetch.message.max.bytes", "1048576")
         .set("allow.auto.create.topics", "false");
     consumer
 }

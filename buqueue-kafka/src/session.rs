@@ -12,7 +12,7 @@ use chrono::{DateTime, Utc};
 use tokio::runtime::Handle;
 
 use crate::config::KafkaOptions;
-use crate::convert::Story;
+use crate::convert::{Incoming, Story};
 use crate::delay::Forwarding;
 use crate::later::Later;
 use crate::metadata::Position;
@@ -189,6 +189,10 @@ impl State {
 /// How long others are kept from a record that may kill its handler.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// How many are read ahead, of each partition, of those that are handed out, and how many bytes of all.
+const READ_AHEAD: usize = 2000;
+const READ_AHEAD_BYTES: usize = 8 << 20;
+
 /// See the module.
 pub(crate) struct Session {
     pub(crate) options: KafkaOptions,
@@ -202,7 +206,11 @@ pub(crate) struct Session {
     closing: AtomicBool,
     /// What sends on schedules ends with the consumer.
     forwarding: OnceLock<Forwarding>,
-    work: Mutex<bool>,
+    /// The reader cannot go on before something is settled.
+    waits_for_settles: AtomicBool,
+    /// There is something to do for the reader.
+    work: AtomicBool,
+    asleep: Mutex<()>,
     wake: Condvar,
 }
 
@@ -227,22 +235,33 @@ impl Session {
             out: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
             forwarding: OnceLock::new(),
-            work: Mutex::new(false),
+            waits_for_settles: AtomicBool::new(false),
+            work: AtomicBool::new(false),
+            asleep: Mutex::default(),
             wake: Condvar::new(),
         }
     }
 
     /// There is something to do for the reader.
     pub(crate) fn wake(&self) {
-        *lock(&self.work) = true;
-        self.wake.notify_one();
+        if !self.work.swap(true, Ordering::AcqRel) {
+            // Not between its look and its sleep.
+            drop(lock(&self.asleep));
+            self.wake.notify_one();
+        }
     }
 
     /// Waits until there is something to do, for so long at most.
     pub(crate) fn sleep(&self, limit: Duration) {
-        let work = lock(&self.work);
-        let waited = self.wake.wait_timeout_while(work, limit, |work| !*work);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
+        let asleep = lock(&self.asleep);
+        let idle = |(): &mut ()| !self.work.load(Ordering::Acquire);
+        drop(self.wake.wait_timeout_while(asleep, limit, idle).unwrap_or_else(PoisonError::into_inner));
+        self.work.swap(false, Ordering::AcqRel);
+    }
+
+    /// Whether the reader is to be woken when something is settled.
+    pub(crate) fn waits_for_settles(&self, waits: bool) {
+        self.waits_for_settles.store(waits, Ordering::SeqCst);
     }
 
     pub(crate) fn forwards_by(&self, forwarding: Forwarding) {
@@ -314,21 +333,32 @@ impl Session {
         Some(tracker.position())
     }
 
-    /// A record was read: it waits now, unless it is done already.
-    pub(crate) fn read(&self, slot: Slot, offset: i64, message: impl FnOnce() -> (Message, Story)) {
+    /// Records of a partition were read: they wait now, unless they are done already.
+    pub(crate) fn read(&self, slot: Slot, records: impl IntoIterator<Item = (i64, Incoming)>) {
         let state = &mut *lock(&self.state);
         let Some(owned) = state.owned.get_mut(&slot) else { return };
-        match owned.tracker.read(offset) {
-            Read::Done => owned.dirty = true,
-            Read::Open { attempts } => {
-                let place = Place { slot, epoch: owned.epoch, offset };
-                let (message, story) = message();
-                let suspect = attempts > 0 && !state.trusting;
-                let held = Held { message, place, story, attempts, suspect };
-                state.ahead.add(&held);
-                owned.waiting.push_back(held);
+        for (offset, Incoming { message, story, .. }) in records {
+            match owned.tracker.read(offset) {
+                Read::Done => owned.dirty = true,
+                Read::Open { attempts } => {
+                    let place = Place { slot, epoch: owned.epoch, offset };
+                    let suspect = attempts > 0 && !state.trusting;
+                    let held = Held { message, place, story, attempts, suspect };
+                    state.ahead.add(&held);
+                    owned.waiting.push_back(held);
+                }
             }
         }
+    }
+
+    /// How much more may wait of a partition; one record of each at least, so that none keeps another from being read.
+    pub(crate) fn room(&self, slot: Slot) -> Option<Ahead> {
+        let state = lock(&self.state);
+        let waiting = &state.owned.get(&slot)?.waiting;
+        let records = READ_AHEAD.saturating_sub(waiting.len());
+        let bytes = READ_AHEAD_BYTES.saturating_sub(state.ahead.bytes);
+        let bytes = bytes.max(usize::from(waiting.is_empty()));
+        (records > 0 && bytes > 0).then_some(Ahead { records, bytes })
     }
 
     /// How much was read ahead.
@@ -441,13 +471,15 @@ impl Session {
 
     /// One that was handed out is settled.
     pub(crate) fn came_back(&self) {
-        self.out.fetch_sub(1, Ordering::AcqRel);
-        self.wake();
+        self.out.fetch_sub(1, Ordering::SeqCst);
+        if self.waits_for_settles.load(Ordering::SeqCst) {
+            self.wake();
+        }
     }
 
     /// How many are handed out, and not settled.
     pub(crate) fn out(&self) -> usize {
-        self.out.load(Ordering::Acquire)
+        self.out.load(Ordering::SeqCst)
     }
 
     pub(crate) fn first_failure(&self, held: &Held) -> DateTime<Utc> {
@@ -488,6 +520,8 @@ impl Session {
         }
         state.wait_first(held);
         state.is_back(place);
+        drop(state);
+        self.wake();
         Ok(())
     }
 }

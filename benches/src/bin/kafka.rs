@@ -26,6 +26,8 @@ const GROUP: &str = "bench";
 const PARTITIONS: i32 = 4;
 /// Sent before the measurement begins, where one is sent after the other: a connection is slow at first.
 const WARM: usize = 500;
+/// How many are on their way at once when a topic is filled.
+const DEEP_WINDOW: usize = 5000;
 
 struct Bench {
     brokers: String,
@@ -96,13 +98,23 @@ impl Bench {
 
     async fn fill(&self, topic: &str, messages: usize) {
         let producer = self.raw_producer();
-        for batch in batches(messages, plain) {
-            raw_window(&producer, topic, &batch).await;
+        let all: Vec<Message> = (0..messages as u64).map(plain).collect();
+        for batch in all.chunks(DEEP_WINDOW) {
+            raw_window(&producer, topic, batch).await;
         }
     }
 
+    /// So many wait that what the client has fetched before the measurement begins is a small part of them.
+    fn deep(&self) -> usize {
+        self.arguments.many * 20
+    }
+
     async fn delete(&self, topic: &str) {
-        let names = [topic.to_owned(), format!("{topic}-{GROUP}-{topic}-buqueue-retry"), format!("{topic}-buqueue-delay")];
+        let names = [
+            topic.to_owned(),
+            format!("{topic}-{GROUP}-{topic}-buqueue-retry"),
+            format!("{topic}-buqueue-delay"),
+        ];
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         // Not every contender has had all of them.
         let deleted = self.admin.delete_topics(&names, &AdminOptions::new()).await.expect("delete");
@@ -252,7 +264,7 @@ async fn raw_receive(consumer: &StreamConsumer, topic: &str, messages: usize, ta
 }
 
 async fn raw_consume(bench: &Bench) -> Sample {
-    let (topic, many) = (bench.topic().await, bench.arguments.many);
+    let (topic, many) = (bench.topic().await, bench.deep());
     let (consumer, tally) = (bench.raw_consumer(&topic).await, Arc::new(Tally::default()));
     // The group is joined, and all is well, when one has come.
     bench.fill(&topic, 1).await;
@@ -274,7 +286,7 @@ async fn fill_from_one(bench: &Bench, topic: &str, messages: usize) {
 }
 
 async fn our_consume(bench: &Bench, acks: Acks) -> Sample {
-    let (topic, many) = (bench.name(), bench.arguments.many);
+    let (topic, many) = (bench.name(), bench.deep());
     drop(bench.producer(&topic).await);
     let mut consumer = bench.consumer(&topic).await;
     bench.fill(&topic, 1).await;
