@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, timeout_at};
 
 use crate::{BuqueueError, Result};
 
@@ -130,12 +130,9 @@ impl<T> Mailbox<T> {
                 None if over => return Ok(()),
                 None => {}
             }
-            tokio::select! {
-                () = self.arrived.notified() => {}
-                () = sleep_until(deadline) => {
-                    self.take(max, &fresh, out);
-                    return Ok(());
-                }
+            if timeout_at(deadline, self.arrived.notified()).await.is_err() {
+                self.take(max, &fresh, out);
+                return Ok(());
             }
         }
     }
