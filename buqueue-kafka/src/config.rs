@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use buqueue_core::{BuqueueError, ErrorKind, QueueBuilder, Result};
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
 
 use crate::KafkaBackend;
 
@@ -335,7 +336,8 @@ impl KafkaOptions {
             .set("topic.metadata.refresh.fast.interval.ms", "100")
             // A topic that the brokers do not know is not waited for: it was declared.
             .set("topic.metadata.propagation.max.ms", "2000")
-            .set("log_level", "0");
+            // It is said to the client in more than one way, and this is the one that counts.
+            .set_log_level(RDKafkaLogLevel::Emerg);
         let KafkaSecurity { tls, sasl } = &config.security;
         let protocol = match (tls.is_some(), sasl.is_some()) {
             (false, false) => "plaintext",

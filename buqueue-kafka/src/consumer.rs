@@ -28,7 +28,6 @@ impl KafkaConsumer {
 
     fn hand_out(&mut self, out: &mut Vec<Received>) {
         let session = &self.session;
-        session.handed_out(self.taken.len());
         out.extend(self.taken.drain(..).map(|held| {
             let delivery_count = held.delivery_count();
             let first_failed_at = (delivery_count > 1).then(|| session.first_failure(&held));
@@ -40,7 +39,8 @@ impl KafkaConsumer {
 
 impl driver::Consumer for KafkaConsumer {
     fn fetch_ready(&mut self, max: NonZeroUsize, out: &mut Vec<Received>) -> Result<()> {
-        self.session.mailbox.take(max.get(), |_, _| true, &mut self.taken);
+        let session = &self.session;
+        session.mailbox.take(max.get(), |_, _| session.hands_out(), &mut self.taken);
         if !self.taken.is_empty() {
             self.session.wake();
         }
@@ -51,7 +51,8 @@ impl driver::Consumer for KafkaConsumer {
     async fn fetch(&mut self, max: NonZeroUsize, wait: Duration, out: &mut Vec<Received>) -> Result<()> {
         let fetched = {
             let session = Arc::clone(&self.session);
-            let fetching = session.mailbox.fetch(max.get(), wait, |_, _| true, &mut self.taken);
+            let fetching =
+                session.mailbox.fetch(max.get(), wait, |_, _| session.hands_out(), &mut self.taken);
             let mut fetching = std::pin::pin!(fetching);
             // The reader is a thread: it is told that somebody waits when the call has said so.
             std::future::poll_fn(|cx| {

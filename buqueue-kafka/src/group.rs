@@ -1,11 +1,12 @@
 //! The member of the group: what the client calls back when partitions come and go, and when a commit is answered.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use buqueue_core::{BuqueueError, ErrorKind};
 use rdkafka::client::ClientContext;
+use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::types::RDKafkaRespErr;
@@ -47,6 +48,8 @@ pub(crate) struct Group {
     pub(crate) progress: Arc<Progress>,
     /// Grows with each call back: a poll that makes one brings no record, and there may be some.
     calls: AtomicU64,
+    /// The client itself.
+    consumer: OnceLock<Weak<BaseConsumer<Self>>>,
 }
 
 impl Group {
@@ -63,7 +66,24 @@ impl Group {
             known: OnceLock::new(),
             progress: Arc::default(),
             calls: AtomicU64::new(0),
+            consumer: OnceLock::new(),
         }
+    }
+
+    /// Once, before it subscribes.
+    pub(crate) fn belongs_to(&self, consumer: &Arc<BaseConsumer<Self>>) {
+        let _set = self.consumer.set(Arc::downgrade(consumer));
+    }
+
+    /// Has the client put what it fetches of a partition into the queue of that partition. Said before it is assigned, all of
+    /// it goes there, and its records are read in one order.
+    pub(crate) fn own_queue(&self, slot: Slot) -> Option<PartitionQueue<Self>> {
+        let consumer = self.consumer.get()?.upgrade()?;
+        consumer.split_partition_queue(&self.name(slot.topic), slot.partition)
+    }
+
+    fn called(&self) {
+        self.calls.fetch_add(1, Ordering::AcqRel);
     }
 
     /// The last failure that was not mended here.
@@ -115,6 +135,8 @@ impl Group {
             let name = self.name(slot.topic);
             list.add_partition_offset(&name, slot.partition, Offset::Offset(position.next))?;
             self.session.own(slot, &position, fresh);
+            // It stays so when the handle is gone.
+            drop(self.own_queue(slot));
         }
         self.started.store(true, Ordering::Release);
         if let Err(error) = assigned_or_not(consumer, &list) {
@@ -230,7 +252,13 @@ impl ClientContext for Group {
         self.report("connection", error);
     }
 
-    fn log(&self, _level: rdkafka::config::RDKafkaLogLevel, _fac: &str, _message: &str) {}
+    fn log(&self, _level: rdkafka::config::RDKafkaLogLevel, _fac: &str, _message: &str) {
+        self.called();
+    }
+
+    fn stats_raw(&self, _statistics: &[u8]) {
+        self.called();
+    }
 }
 
 impl ConsumerContext for Group {
@@ -248,8 +276,12 @@ impl ConsumerContext for Group {
             Ok(()) => {}
             Err(error) => self.report("rebalance", error),
         }
-        self.calls.fetch_add(1, Ordering::AcqRel);
+        self.called();
         self.session.wake();
+    }
+
+    fn commit_callback(&self, _result: KafkaResult<()>, _offsets: &TopicPartitionList) {
+        self.called();
     }
 }
 

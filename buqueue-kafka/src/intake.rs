@@ -1,5 +1,5 @@
 //! What the client has fetched. Each partition has a queue of its own, from which no more is taken than there is room for;
-//! the client fetches no more than its queues hold.
+//! the client fetches no more of it when that is full.
 //!
 //! (To pause partitions instead throws away what was fetched of them, and they rest for half a second when they go on.)
 
@@ -13,10 +13,12 @@ use rdkafka::message::Message as _;
 
 use crate::convert::{self, Incoming};
 use crate::group::Group;
-use crate::session::{Session, Slot};
+use crate::session::{Session, Slot, weight};
 
 /// How many records are taken of one partition before the others are looked at.
 const TURN: usize = 250;
+/// How many of all, before there is a look at anything else.
+const STEP: usize = 2000;
 
 /// A partition's own queue.
 type Queue = rdkafka::consumer::base_consumer::PartitionQueue<Group>;
@@ -26,6 +28,8 @@ pub(crate) struct Intake {
     consumer: Arc<BaseConsumer<Group>>,
     session: Arc<Session>,
     queues: BTreeMap<Slot, Queue>,
+    /// Whose turn it was.
+    turn: Option<Slot>,
     /// Of one partition; empty between calls.
     taken: Vec<(i64, Incoming)>,
 }
@@ -36,6 +40,7 @@ impl Intake {
             consumer: Arc::clone(consumer),
             session: Arc::clone(session),
             queues: BTreeMap::new(),
+            turn: None,
             taken: Vec::new(),
         }
     }
@@ -43,28 +48,43 @@ impl Intake {
     /// Takes what there is room for. Whether the client has ceased to read a partition, whose next record it cannot find.
     pub(crate) fn take(&mut self) -> bool {
         let mut stopped = self.serve();
-        let mut more = false;
-        for (&slot, queue) in &self.queues {
-            let Some(room) = self.session.room(slot) else { continue };
-            let (most, mut bytes) = (room.records.min(TURN), 0);
+        let (mut left, mut more) = (STEP, false);
+        for slot in self.in_turn() {
+            let (Some(queue), Some(room)) = (self.queues.get(&slot), self.session.room(slot)) else {
+                continue;
+            };
+            let (most, mut bytes) = (room.records.min(TURN).min(left), 0);
             while self.taken.len() < most && bytes < room.bytes {
                 match queue.poll(Duration::ZERO) {
                     Some(Ok(record)) => {
                         let incoming = convert::incoming(&record);
-                        bytes += incoming.message.payload().len();
+                        bytes += weight(&incoming.message);
                         self.taken.push((record.offset(), incoming));
                     }
                     Some(Err(error)) => stopped |= self.stops(error),
                     None => break,
                 }
             }
+            left -= self.taken.len();
             more |= self.taken.len() == TURN;
             self.session.read(slot, self.taken.drain(..));
+            self.turn = Some(slot);
+            if left == 0 {
+                more = true;
+                break;
+            }
         }
         if more {
             self.session.wake();
         }
         stopped
+    }
+
+    /// The partitions, the one whose turn it is first.
+    fn in_turn(&self) -> Vec<Slot> {
+        let (before, after): (Vec<Slot>, Vec<Slot>) =
+            self.queues.keys().partition(|slot| self.turn.is_some_and(|turn| **slot <= turn));
+        after.into_iter().chain(before).collect()
     }
 
     /// Lets the client call back. Takes no records, but those that it has not put where they belong; as
@@ -92,22 +112,30 @@ impl Intake {
         }
     }
 
-    /// Gives what was assigned queues of its own.
+    /// Looks after the queues of what was assigned, and of nothing else.
     fn divide(&mut self) {
         let owned = self.session.slots();
-        self.queues.retain(|slot, _| owned.contains(slot));
+        let gone: Vec<Slot> = self.queues.keys().filter(|slot| !owned.contains(slot)).copied().collect();
+        gone.into_iter().for_each(|slot| self.forget(slot));
         let new: Vec<Slot> = owned.into_iter().filter(|slot| !self.queues.contains_key(slot)).collect();
         new.into_iter().for_each(|slot| self.split(slot));
     }
 
-    fn split(&mut self, slot: Slot) {
+    /// A partition was taken away, and what was fetched of it with it. The client gets rid of that when somebody asks.
+    pub(crate) fn forget(&mut self, slot: Slot) {
+        if let Some(queue) = self.queues.remove(&slot) {
+            while queue.poll(Duration::ZERO).is_some() {}
+        }
+    }
+
+    /// Takes from the queue of a partition from now on.
+    pub(crate) fn split(&mut self, slot: Slot) {
         // Who is dropped later would take away what wakes its successor.
         self.queues.remove(&slot);
         if self.session.next(slot).is_none() {
             return;
         }
-        let name = self.consumer.context().name(slot.topic);
-        if let Some(mut queue) = self.consumer.split_partition_queue(&name, slot.partition) {
+        if let Some(mut queue) = self.consumer.context().own_queue(slot) {
             let waking = Arc::downgrade(&self.session);
             queue.set_nonempty_callback(move || {
                 if let Some(session) = waking.upgrade() {

@@ -51,6 +51,11 @@
 //! A slow message does not hold up its partition, only the committed offset: what a tool shows as lag. A partition that ends
 //! in the end of a transaction, as after a schedule, keeps a lag of one.
 //!
+//! # Memory
+//!
+//! A consumer reads ahead: up to 8 MiB for all its partitions together, and before that the client keeps what it has fetched,
+//! up to 2 MiB and one fetch of each partition that has a backlog.
+//!
 //! # Schedules
 //!
 //! A delayed message waits in the delay topic, in the partition of its level: those of level *k* have at least

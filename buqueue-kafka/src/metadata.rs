@@ -79,7 +79,7 @@ impl Position {
 /// How many more open records have room for certain beside so many, which are spread over so wide a span. Needs no look at
 /// them: the logarithm is concave, so that they take most when they are spread evenly.
 pub(crate) fn room(open: usize, span: u64) -> usize {
-    // Four characters for three bytes, and two numbers of ten bytes in front.
+    // Four characters for three bytes, and a number in front.
     const BYTES: usize = (MAX_CHARS - PREFIX.len()) / 4 * 3 - 20;
     // What a record takes that is far behind the one before.
     const EACH: usize = 6;

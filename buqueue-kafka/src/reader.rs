@@ -94,6 +94,8 @@ impl Drop for Done {
 struct Anew {
     /// Topics that were created again.
     created: Vec<String>,
+    /// Partitions of which nothing is committed any more, though it was.
+    forgotten: Vec<Slot>,
     /// The client has ceased to read a partition whose next record it could not find.
     stopped: bool,
 }
@@ -132,6 +134,7 @@ impl Reader {
         });
         let begun = consumer.context().begun.subscribe();
         let consumer = Arc::new(consumer);
+        consumer.context().belongs_to(&consumer);
         let unstartable = |error: std::io::Error| {
             let kind = ErrorKind::BackendSpecific { code: "thread".to_owned(), message: error.to_string() };
             BuqueueError::new(kind, "the reader's thread cannot be started")
@@ -264,38 +267,46 @@ impl Reader {
     /// of topics that are new. Their deliveries are no longer ours to settle. Where the client has stopped, the others begin
     /// again where they were.
     fn begin_anew(&mut self) {
-        let Some(anew) = self.anew.take_if(|_| Instant::now() >= self.not_before) else { return };
-        if let Err(error) = self.restart(&anew) {
+        let Some(mut anew) = self.anew.take_if(|_| Instant::now() >= self.not_before) else { return };
+        if let Err(error) = self.restart(&mut anew) {
             // Each of them may block: not more than one in a row.
             self.not_before = Instant::now() + self.backoff.next_delay();
             self.consumer.context().report("restart", error);
             self.begin_anew_soon(&anew.created, anew.stopped);
+            self.anew.get_or_insert_default().forgotten.append(&mut anew.forgotten);
         }
     }
 
-    fn restart(&self, anew: &Anew) -> KafkaResult<()> {
-        let group = self.consumer.context();
+    fn restart(&mut self, anew: &mut Anew) -> KafkaResult<()> {
+        let group = Arc::clone(self.consumer.context());
         // With a topic goes what was committed of it, also where another member has created it again.
-        let forgotten = if anew.stopped { Vec::new() } else { self.forgotten()? };
+        if !anew.stopped {
+            anew.forgotten.append(&mut self.forgotten()?);
+        }
         for slot in self.session.slots() {
             let name = group.name(slot.topic);
             let (first, next) = self.session.later.range_of(&name, slot.partition)?;
             let reads = self.session.next(slot).unwrap_or(first);
-            let is_new = anew.created.contains(&name) || forgotten.contains(&slot);
+            let is_new = anew.created.contains(&name) || anew.forgotten.contains(&slot);
             // What retention has taken is gone; what is done behind it stays done.
             let there = reads <= next && !is_new;
             if there && reads >= first && !anew.stopped {
                 continue;
             }
             let begins = if there { reads.max(first) } else { first };
+            let mut list = TopicPartitionList::new();
+            list.add_partition_offset(&name, slot.partition, Offset::Offset(begins))?;
+            // Not when it was taken away before, and could not be assigned.
+            if self.consumer.assignment()?.find_partition(&name, slot.partition).is_some() {
+                self.consumer.incremental_unassign(&list)?;
+            }
+            self.intake.forget(slot);
             if !there {
                 self.session.disown(slot);
                 let position = Position { next: first, read_to: first, ..Position::default() };
                 self.session.own(slot, &position, true);
             }
-            let mut list = TopicPartitionList::new();
-            list.add_partition_offset(&name, slot.partition, Offset::Offset(begins))?;
-            self.consumer.incremental_unassign(&list)?;
+            self.intake.split(slot);
             self.consumer.incremental_assign(&list)?;
         }
         group.reassigned.store(true, Ordering::Release);

@@ -104,15 +104,22 @@ pub(crate) struct Ahead {
     pub(crate) bytes: usize,
 }
 
+/// About what a message takes that waits.
+pub(crate) fn weight(message: &Message) -> usize {
+    /// Beside its payload and its headers.
+    const BESIDE: usize = 256;
+    message.payload().len() + message.headers().byte_len() + BESIDE
+}
+
 impl Ahead {
     fn add(&mut self, held: &Held) {
         self.records += 1;
-        self.bytes += held.message.payload().len();
+        self.bytes += weight(&held.message);
     }
 
     fn remove(&mut self, held: &Held) {
         self.records -= 1;
-        self.bytes -= held.message.payload().len();
+        self.bytes -= weight(&held.message);
     }
 }
 
@@ -465,8 +472,11 @@ impl Session {
 
     // What belongs to deliveries.
 
-    pub(crate) fn handed_out(&self, count: usize) {
-        self.out.fetch_add(count, Ordering::AcqRel);
+    /// One is handed out. Counted before it is no longer among those that are ready, so that the reader sees it in one place
+    /// or in both; always true.
+    pub(crate) fn hands_out(&self) -> bool {
+        self.out.fetch_add(1, Ordering::SeqCst);
+        true
     }
 
     /// One that was handed out is settled.
