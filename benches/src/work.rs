@@ -119,7 +119,7 @@ pub async fn complete(tally: Arc<Tally>, messages: usize) {
     assert_eq!(missing, 0, "messages are missing");
 }
 
-/// `--quick`, and the sections that were chosen.
+/// `--quick`, `--deep` (twenty times as many messages for the fast contenders), and the sections that were chosen.
 pub struct Arguments {
     pub rounds: usize,
     /// Messages a round for the fast contenders.
@@ -135,7 +135,9 @@ impl Arguments {
         let (options, chosen): (Vec<_>, Vec<_>) =
             std::env::args().skip(1).partition(|argument| argument.starts_with("--"));
         let quick = options.iter().any(|option| option == "--quick");
+        let deep = options.iter().any(|option| option == "--deep");
         let (rounds, many, few) = if quick { (7, 10_000, 2_000) } else { (21, 20_000, 4_000) };
+        let many = if deep { many * 20 } else { many };
         Self { rounds, many, few, chosen }
     }
 

@@ -1,6 +1,6 @@
 //! The Kafka backend beside the raw client: one broker, short rounds in alternating order, medians of per-round ratios.
 //!
-//! `kafka [--quick] [send|single|consume|end-to-end|delivered]…`
+//! `kafka [--quick] [--deep] [send|single|consume|end-to-end|delivered]…`
 //!
 //! The broker is `BUQUEUE_TEST_KAFKA`. Every contender gets a fresh topic of four partitions in every round; it is deleted
 //! afterwards. The raw client is set up as buqueue sets it up: idempotent, acknowledged by all replicas, without lingering.
@@ -102,11 +102,6 @@ impl Bench {
         for batch in all.chunks(DEEP_WINDOW) {
             raw_window(&producer, topic, batch).await;
         }
-    }
-
-    /// So many wait that what the client has fetched before the measurement begins is a small part of them.
-    fn deep(&self) -> usize {
-        self.arguments.many * 20
     }
 
     async fn delete(&self, topic: &str) {
@@ -264,7 +259,7 @@ async fn raw_receive(consumer: &StreamConsumer, topic: &str, messages: usize, ta
 }
 
 async fn raw_consume(bench: &Bench) -> Sample {
-    let (topic, many) = (bench.topic().await, bench.deep());
+    let (topic, many) = (bench.topic().await, bench.arguments.many);
     let (consumer, tally) = (bench.raw_consumer(&topic).await, Arc::new(Tally::default()));
     // The group is joined, and all is well, when one has come.
     bench.fill(&topic, 1).await;
@@ -286,7 +281,7 @@ async fn fill_from_one(bench: &Bench, topic: &str, messages: usize) {
 }
 
 async fn our_consume(bench: &Bench, acks: Acks) -> Sample {
-    let (topic, many) = (bench.name(), bench.deep());
+    let (topic, many) = (bench.name(), bench.arguments.many);
     drop(bench.producer(&topic).await);
     let mut consumer = bench.consumer(&topic).await;
     bench.fill(&topic, 1).await;

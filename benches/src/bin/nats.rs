@@ -1,7 +1,7 @@
 //! The NATS backend beside the raw client and a peer: one server, short rounds in alternating order, medians of
 //! per-round ratios.
 //!
-//! `nats [--quick] [send|single|consume|end-to-end|delivered|peers]…`
+//! `nats [--quick] [--deep] [send|single|consume|end-to-end|delivered|peers]…`
 //!
 //! The server is `BUQUEUE_TEST_NATS`. Every contender gets a fresh work queue stream in every round, kept in memory, so
 //! that the disk is not what is measured; it is deleted afterwards.

@@ -1,7 +1,7 @@
 //! The RabbitMQ backend beside the raw client and its peers: one broker, short rounds in alternating order, medians of
 //! per-round ratios.
 //!
-//! `rabbitmq [--quick] [send|single|consume|end-to-end|delivered|peers]…`
+//! `rabbitmq [--quick] [--deep] [send|single|consume|end-to-end|delivered|peers]…`
 //!
 //! The broker is `BUQUEUE_TEST_RABBITMQ`. Every contender gets a fresh quorum queue in every round, which is deleted
 //! afterwards. The raw client sends the same properties, confirms and `mandatory` as buqueue does.

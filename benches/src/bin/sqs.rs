@@ -1,7 +1,7 @@
 //! The SQS backend beside the raw client: one service, short rounds in alternating order, medians of per-round ratios,
 //! and what a message costs in requests.
 //!
-//! `sqs [--quick] [send|single|consume|requests]…`
+//! `sqs [--quick] [--deep] [send|single|consume|requests]…`
 //!
 //! The service is `BUQUEUE_TEST_SQS`, an emulator: what it does itself takes most of the time. Every contender gets a fresh
 //! standard queue in every round, which is deleted afterwards.
