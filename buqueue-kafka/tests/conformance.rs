@@ -92,9 +92,11 @@ impl Harness for Broker {
 
     fn builder(&self, setup: &Setup) -> QueueBuilder<KafkaBackend> {
         // The harness' lease is how long who is gone is waited for.
-        KafkaBackend::builder(self.config(setup))
+        let builder = KafkaBackend::builder(self.config(setup))
             .session_timeout(setup.lease.min(Duration::from_secs(6)))
-            .response_timeout(Duration::from_millis(1500))
+            .response_timeout(Duration::from_millis(1500));
+        // With answers that late given up, a machine that is slow for a moment has to begin again to join.
+        if setup.via.is_none() { builder.connection_timeout(Duration::from_secs(30)) } else { builder }
     }
 
     fn lease(&self) -> Duration {
