@@ -12,7 +12,7 @@ use buqueue_core::{BuqueueError, Delivery, Message, QueueConsumer, QueueProducer
 use tokio::time::{Instant, timeout};
 
 /// How long a case waits for what should come at once. Generous, and never slept through.
-pub const SOON: Duration = Duration::from_secs(25);
+pub const SOON: Duration = Duration::from_secs(10);
 
 /// How late a schedule or a delayed retry may be: the second that is promised, and nine for a machine that does much
 /// else and a broker that runs many cases at once. What is forgotten until a lease or a reconnect finds it again is not
