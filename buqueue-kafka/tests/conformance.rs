@@ -92,11 +92,9 @@ impl Harness for Broker {
 
     fn builder(&self, setup: &Setup) -> QueueBuilder<KafkaBackend> {
         // The harness' lease is how long who is gone is waited for.
-        let builder = KafkaBackend::builder(self.config(setup))
+        KafkaBackend::builder(self.config(setup))
             .session_timeout(setup.lease.min(Duration::from_secs(6)))
-            .response_timeout(Duration::from_millis(1500));
-        // With answers that late given up, a machine that is slow for a moment has to begin again to join.
-        if setup.via.is_none() { builder.connection_timeout(Duration::from_secs(30)) } else { builder }
+            .response_timeout(Duration::from_millis(1500))
     }
 
     fn lease(&self) -> Duration {
