@@ -1,6 +1,9 @@
 //! Message headers: a small map in one buffer.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::LazyLock;
 
 /// Header names that start with this belong to buqueue; a user's message that carries one is refused.
 pub const RESERVED_PREFIX: &str = "buqueue-";
@@ -10,12 +13,18 @@ pub const RESERVED_PREFIX: &str = "buqueue-";
 const LENGTH_DIGITS: usize = 5;
 const LENGTH_MAX: u64 = (1 << (7 * LENGTH_DIGITS)) - 1;
 
+/// From so many headers on, names are remembered by their hashes: a foreign program may set thousands.
+const MANY: u32 = 64;
+/// Random for each process: nobody can choose names that all look alike.
+static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
 /// The headers of a message: a map from name to text.
 ///
 /// Names are case-sensitive; setting a name again replaces its value; the order is not promised. On send a name
 /// must be 1 to 255 bytes of visible ASCII; what a foreign program wrote is kept as far as the type allows.
 ///
-/// Made for a handful of headers: looking one up, and setting one, walks over those before it.
+/// Made for a handful of headers: looking one up, and replacing one, walks over those before it. Setting a new one does not
+/// where there are many.
 ///
 /// All headers live in one buffer, so building, cloning and dropping a set costs one allocation, not two a header.
 #[derive(Clone, Default)]
@@ -23,13 +32,15 @@ pub struct Headers {
     // Per header: name length, value length (LENGTH_DIGITS bytes each), name, value.
     buffer: String,
     len: u32,
+    /// Where there are many: what is not in it is not a name. Names that were removed may stay in it.
+    seen: Option<Box<HashSet<u64>>>,
 }
 
 impl Headers {
     /// An empty set.
     #[must_use]
     pub const fn new() -> Self {
-        Self { buffer: String::new(), len: 0 }
+        Self { buffer: String::new(), len: 0, seen: None }
     }
 
     /// Sets a header, replacing the value that the name had.
@@ -40,6 +51,7 @@ impl Headers {
             return;
         }
         self.remove(name);
+        self.remember(name);
         self.buffer.reserve(2 * LENGTH_DIGITS + name.len() + value.len());
         push_length(&mut self.buffer, name.len());
         push_length(&mut self.buffer, value.len());
@@ -50,7 +62,7 @@ impl Headers {
 
     /// Removes a header; tells whether it was there.
     pub fn remove(&mut self, name: &str) -> bool {
-        let Some(entry) = self.entries().find(|entry| entry.name == name) else { return false };
+        let Some(entry) = self.find(name) else { return false };
         let range = entry.start..entry.end;
         self.buffer.replace_range(range, "");
         self.len -= 1;
@@ -60,7 +72,7 @@ impl Headers {
     /// The value of a header.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.entries().find(|entry| entry.name == name).map(|entry| entry.value)
+        self.find(name).map(|entry| entry.value)
     }
 
     /// All headers, in no promised order.
@@ -88,6 +100,22 @@ impl Headers {
 
     fn entries(&self) -> Entries<'_> {
         Entries { buffer: &self.buffer, at: 0 }
+    }
+
+    fn find(&self, name: &str) -> Option<Entry<'_>> {
+        match &self.seen {
+            Some(seen) if !seen.contains(&HASHER.hash_one(name)) => None,
+            _ => self.entries().find(|entry| entry.name == name),
+        }
+    }
+
+    fn remember(&mut self, name: &str) {
+        if let Some(seen) = &mut self.seen {
+            seen.insert(HASHER.hash_one(name));
+        } else if self.len >= MANY {
+            let names = self.iter().map(|(name, _)| name).chain([name]);
+            self.seen = Some(Box::new(names.map(|name| HASHER.hash_one(name)).collect()));
+        }
     }
 }
 
@@ -193,6 +221,26 @@ mod tests {
         assert!(headers.remove("b"));
         assert!(!headers.remove("b"));
         assert_eq!(headers.iter().collect::<Vec<_>>(), [("a", "1"), ("c", "3")]);
+    }
+
+    #[test]
+    fn thousands_are_a_map_as_well() {
+        let name = |number: usize| format!("name-{number}");
+        let mut headers = Headers::new();
+        for number in 0..10_000 {
+            headers.insert(&name(number), "before");
+        }
+        for number in [0, 63, 64, 65, 9_999] {
+            headers.insert(&name(number), "after");
+            assert_eq!(headers.get(&name(number)), Some("after"));
+        }
+        assert_eq!(headers.len(), 10_000);
+        assert_eq!(headers.get("name-10000"), None);
+        assert!(headers.remove("name-64") && !headers.remove("name-64"));
+        assert_eq!((headers.get("name-64"), headers.len()), (None, 9_999));
+        headers.insert("name-64", "again");
+        assert_eq!(headers.get("name-64"), Some("again"));
+        assert_eq!(headers.iter().count(), 10_000);
     }
 
     #[test]
