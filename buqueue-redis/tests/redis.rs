@@ -516,13 +516,15 @@ async fn add_wide(url: &str, stream: &str) {
 #[tokio::test]
 async fn an_entry_too_wide_to_be_retried_is_parked_and_holds_nothing_up() {
     let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
-    let config = RedisConfig { pending_timeout: Duration::from_millis(500), ..config(&url) };
+    let config = RedisConfig { pending_timeout: Duration::from_secs(2), ..config(&url) };
     let (producer, mut consumer) = pair(&config).await;
     add_wide(&url, &config.stream).await;
     receive(&mut consumer).await.nack_after(Duration::from_millis(50)).await.unwrap();
     producer.send(Message::new("later")).await.unwrap();
     receive(&mut consumer).await.nack_after(Duration::from_millis(300)).await.unwrap();
-    assert_eq!(receive(&mut consumer).await.payload().as_ref(), b"later");
+    let later = receive(&mut consumer).await;
+    assert_eq!(later.payload().as_ref(), b"later");
+    later.ack().await.unwrap();
     // And by a lease that runs out, together with another.
     add_wide(&url, &config.stream).await;
     producer.send(Message::new("held")).await.unwrap();
