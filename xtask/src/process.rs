@@ -140,10 +140,15 @@ impl Run {
                     thread::sleep(Duration::from_millis(20));
                 }
             }
-            // Also after a polite end: helpers of the process may be left in its group.
-            signal("KILL", &format!("-{}", known.pid));
+            let group = format!("-{}", known.pid);
             let deadline = Instant::now() + Duration::from_secs(5);
-            while self.is_running(service) {
+            loop {
+                // Also after a polite end: helpers of the process may be left in its group. And again
+                // until it is gone: one that has only just been started may have no group yet.
+                signal("KILL", &group);
+                if !self.is_running(service) {
+                    break;
+                }
                 if Instant::now() > deadline {
                     bail!("{service} (pid {}) does not end", known.pid);
                 }
