@@ -193,13 +193,8 @@ mod tests {
     /// Whatever waits, nothing goes early, everything goes when it is due, and the metadata has room.
     #[test]
     fn at_random_everything_goes_in_time() {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut below = |limit: i64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            i64::try_from(state % limit.unsigned_abs()).unwrap()
-        };
+        let mut at_random = crate::random::below(0x9e37_79b9_7f4a_7c15);
+        let mut below = |limit: i64| i64::try_from(at_random(limit.unsigned_abs())).unwrap();
         for round in 0..8 {
             // Small ones, and such that forty are all that are kept ready.
             let bytes = if round % 2 == 0 { 1 } else { READY_BYTES / 40 };

@@ -121,6 +121,8 @@ mod levels;
 mod metadata;
 mod producer;
 mod publisher;
+#[cfg(test)]
+mod random;
 mod reader;
 mod refusals;
 mod session;

@@ -153,13 +153,7 @@ mod tests {
 
     #[test]
     fn where_there_is_room_for_certain_there_is() {
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut below = |limit: u64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % limit
-        };
+        let mut below = crate::random::below(0x9e37_79b9_7f4a_7c15);
         let mut rooms = 0;
         for _ in 0..2000 {
             let many = 1 + below(1500);

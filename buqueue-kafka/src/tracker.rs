@@ -325,13 +325,7 @@ mod tests {
     /// Whatever happens, in whatever order: nothing that is not done is passed over, and nothing that is done comes again.
     #[test]
     fn at_random_nothing_is_lost_and_nothing_comes_twice() {
-        let mut state = 0x2545_f491_4f6c_dd1d_u64;
-        let mut below = |limit: u64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % limit
-        };
+        let mut below = crate::random::below(0x2545_f491_4f6c_dd1d);
         for _ in 0..300 {
             // A log with gaps.
             let log: Vec<i64> = (0..200).filter(|_| below(4) > 0).collect();
