@@ -94,7 +94,7 @@ impl Broker for Sqs {
             Emulator::ElasticMq => {
                 let mut command = java(&libraries(cache, LIBRARIES, POM)?);
                 command
-                    .args(["-Xmx256m", "-XX:+UseSerialGC"])
+                    .args(["-Xmx1g", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"])
                     .arg(format!("-Dconfig.file={}", run.write("elasticmq.conf", CONFIG)?.display()))
                     .arg("org.elasticmq.server.Main")
                     .env("ELASTICMQ_STORE", run.folder("data")?.join("store"))
