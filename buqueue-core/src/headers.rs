@@ -33,6 +33,7 @@ pub struct Headers {
     buffer: String,
     len: u32,
     /// Where there are many: what is not in it is not a name. Names that were removed may stay in it.
+    #[expect(clippy::box_collection, reason = "a message is moved often, and hardly one has so many")]
     seen: Option<Box<HashSet<u64>>>,
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buqueue_core::{BuqueueError, Capabilities, ErrorKind, Feature, Limits, QueueBuilder, Result, driver};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::{KafkaConfig, KafkaOptions};
 use crate::consumer::KafkaConsumer;
@@ -67,42 +67,48 @@ impl driver::Backend for KafkaBackend {
 
     async fn connect_producer(options: &KafkaOptions) -> Result<KafkaProducer> {
         options.validate(false)?;
-        in_time(options, async {
-            let publisher = Publisher::new(options)?;
-            publisher.unless_refused(Topology::new(options)?.ensure_topic()).await?;
-            Ok(KafkaProducer::new(publisher, options))
-        })
-        .await
+        Limit::new(options)
+            .keeps("no broker answered", async {
+                let publisher = Publisher::new(options)?;
+                publisher.unless_refused(Topology::new(options)?.ensure_topic()).await?;
+                Ok(KafkaProducer::new(publisher, options))
+            })
+            .await
     }
 
     async fn connect_consumer(options: &KafkaOptions) -> Result<KafkaConsumer> {
         options.validate(true)?;
-        in_time(options, async {
-            let publisher = Publisher::new(options)?;
-            publisher.unless_refused(Topology::new(options)?.ensure_all()).await?;
-            let later = Later::new(publisher, options);
-            let session = Arc::new(Session::new(options.clone(), later));
-            let mut begun = Reader::start(&session)?;
-            let closing = CloseUnlessDone(Some(Arc::clone(&session)));
+        let limit = Limit::new(options);
+        let publisher = limit
+            .keeps("no broker answered", async {
+                let publisher = Publisher::new(options)?;
+                publisher.unless_refused(Topology::new(options)?.ensure_all()).await?;
+                Ok(publisher)
+            })
+            .await?;
+        let later = Later::new(publisher, options);
+        let session = Arc::new(Session::new(options.clone(), later));
+        let mut begun = Reader::start(&session)?;
+        let closing = CloseUnlessDone(Some(Arc::clone(&session)));
+        let joining = async {
             // The start is fixed with the first assignment.
             let joined = begun.wait_for(|begun| *begun).await;
-            joined.map_err(|_| crate::error::lost("joining the group"))?;
-            let telling = Arc::downgrade(&session);
-            let tell = move |error| {
-                if let Some(session) = telling.upgrade() {
-                    session.mailbox.fail(error);
-                }
-            };
-            let forwarding = Forwarding::start(options, tell).map_err(|error| {
-                let kind =
-                    ErrorKind::BackendSpecific { code: "thread".to_owned(), message: error.to_string() };
-                BuqueueError::new(kind, "the forwarder's thread cannot be started")
-            })?;
-            session.forwards_by(forwarding);
-            closing.done();
-            Ok(KafkaConsumer::new(session))
-        })
-        .await
+            joined.map(drop).map_err(|_| crate::error::lost("joining the group"))
+        };
+        limit.keeps("the group was not joined", joining).await?;
+        let telling = Arc::downgrade(&session);
+        let tell = move |error| {
+            if let Some(session) = telling.upgrade() {
+                session.mailbox.fail(error);
+            }
+        };
+        let forwarding = Forwarding::start(options, tell).map_err(|error| {
+            let kind = ErrorKind::BackendSpecific { code: "thread".to_owned(), message: error.to_string() };
+            BuqueueError::new(kind, "the forwarder's thread cannot be started")
+        })?;
+        session.forwards_by(forwarding);
+        closing.done();
+        Ok(KafkaConsumer::new(session))
     }
 }
 
@@ -123,15 +129,30 @@ impl Drop for CloseUnlessDone {
     }
 }
 
-async fn in_time<T>(options: &KafkaOptions, connecting: impl Future<Output = Result<T>>) -> Result<T> {
-    match timeout(options.connection_timeout + Duration::from_millis(100), connecting).await {
-        Ok(Err(error)) if error.kind == ErrorKind::Timeout => {
-            Err(BuqueueError::new(ErrorKind::ConnectionLost, error.message().to_owned()).with_source(error))
-        }
-        Ok(connected) => connected,
-        Err(_) => {
-            let fact = format!("no broker answered within {:?}", options.connection_timeout);
-            Err(BuqueueError::new(ErrorKind::ConnectionLost, fact))
+/// How long connecting may take.
+struct Limit {
+    whole: Duration,
+    end: Instant,
+}
+
+impl Limit {
+    fn new(options: &KafkaOptions) -> Self {
+        let whole = options.connection_timeout;
+        // What knows its own limit says more than this does.
+        Self { whole, end: Instant::now() + whole + Duration::from_millis(100) }
+    }
+
+    async fn keeps<T>(&self, otherwise: &str, step: impl Future<Output = Result<T>>) -> Result<T> {
+        match timeout_at(self.end, step).await {
+            Ok(Err(error)) if error.kind == ErrorKind::Timeout => {
+                let fact = error.message().to_owned();
+                Err(BuqueueError::new(ErrorKind::ConnectionLost, fact).with_source(error))
+            }
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let fact = format!("{otherwise} within {:?}", self.whole);
+                Err(BuqueueError::new(ErrorKind::ConnectionLost, fact))
+            }
         }
     }
 }
