@@ -1,8 +1,8 @@
 //! The task that asks the server for messages and keeps what came until it is taken.
 //!
-//! One subscription takes what the server sends; a *pull* asks it for so many messages (ADR-13, ADR-37). A pull that
-//! waits is cancelled when nobody waits here any more, by leaving its subscription, so that no message comes to a
-//! consumer that does not look.
+//! One subscription takes what the server sends; a *pull* asks it for so many messages (ADR-13, ADR-37). A pull waits at
+//! the server for a short time first, and longer when nothing comes. A short one just ends; a long one is cancelled when
+//! nobody waits here any more, by leaving its subscription, so that no message comes to a consumer that does not look.
 
 use std::future::{pending, poll_fn};
 use std::sync::Arc;
@@ -25,8 +25,12 @@ use crate::convert::{self, Info, Subjects};
 use crate::lease::{Held, Session};
 use crate::topology::{self, Standing};
 
-/// How long a pull waits at the server, and how often the server says that it still does.
-const EXPIRES: Duration = Duration::from_secs(30);
+/// How long pulls wait at the server that find nothing, one after the other; the last time for all that follow.
+const WAITS: [Duration; 4] =
+    [Duration::from_millis(250), Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(30)];
+/// A pull that waits no longer than that is not cancelled.
+const SHORT: Duration = Duration::from_secs(1);
+/// How often the server says that a long one still waits.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// A pull is given up when this much time passes without a word.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -71,7 +75,8 @@ impl Shared {
 struct Pull {
     number: u64,
     left: usize,
-    waits: bool,
+    /// How long it waits at the server.
+    waits: Duration,
     /// Looks that its end answers.
     looks: u64,
     heard: Instant,
@@ -81,9 +86,19 @@ struct Pull {
 }
 
 impl Pull {
+    /// Whether it ends soon by itself.
+    fn is_short(&self) -> bool {
+        self.waits <= SHORT
+    }
+
     /// When it may be left: what is on its way then would be lost until its lease ends.
     fn quiet_at(&self, now: Instant) -> Instant {
         self.brought.map_or(now, |brought| brought + GRACE)
+    }
+
+    /// When it is given up.
+    fn silent_at(&self) -> Instant {
+        self.heard + self.waits.min(HEARTBEAT) + LOOK_SILENCE
     }
 }
 
@@ -102,6 +117,8 @@ pub(crate) struct Reader {
     leaving: Vec<Subscriber>,
     pulls: u64,
     pull: Option<Pull>,
+    /// How many pulls in a row have waited for nothing.
+    empty: usize,
     /// The durable was restored, and nothing has come since.
     restored: bool,
     /// How many had been taken when reading ahead found nothing.
@@ -118,7 +135,7 @@ pub(crate) struct Reader {
 
 enum Step {
     Stop,
-    Pull { batch: usize, waits: bool, looks: u64 },
+    Pull { batch: usize, waits: Duration, looks: u64 },
     Leave,
     Check,
     Wait { until: Option<Instant> },
@@ -149,6 +166,7 @@ impl Reader {
             leaving: Vec::new(),
             pulls: 0,
             pull: None,
+            empty: 0,
             restored: false,
             nothing_ahead_at: u64::MAX,
             failed_at_call: None,
@@ -184,8 +202,7 @@ impl Reader {
         }
         let link_is_up = self.link.borrow().up;
         if let Some(pull) = &self.pull {
-            let silence = if pull.waits { SILENCE } else { LOOK_SILENCE };
-            let silent = now.duration_since(pull.heard) >= silence;
+            let silent = now >= pull.silent_at();
             if silent || now >= pull.until {
                 self.end_pull();
                 if silent && link_is_up {
@@ -193,7 +210,6 @@ impl Reader {
                 }
             }
         }
-        let quiet_at = self.pull.as_ref().map(|pull| pull.quiet_at(now));
         let fast = wishes.last_take.is_some_and(|taken| now.duration_since(taken) < FAST);
         let tried = self.failed_at_call == Some(wishes.calls);
         if link_is_up && !tried {
@@ -202,29 +218,31 @@ impl Reader {
             let (looks, low) = (wishes.looks, wishes.ready <= self.ahead / 2);
             match &self.pull {
                 // A look is answered by the server at once, also while an older pull waits.
-                Some(pull) if wishes.is_looking() && pull.waits => {
-                    match quiet_at.filter(|quiet_at| now < *quiet_at) {
-                        Some(quiet_at) => return Step::Wait { until: Some(quiet_at) },
-                        None => return Step::Leave,
-                    }
+                Some(pull) if wishes.is_looking() && !pull.is_short() => {
+                    let quiet_at = pull.quiet_at(now);
+                    return if now < quiet_at { Step::Wait { until: Some(quiet_at) } } else { Step::Leave };
+                }
+                // What still comes by the older one is welcome as well.
+                Some(pull) if wishes.is_looking() && !pull.waits.is_zero() => {
+                    return Step::Pull { batch, waits: Duration::ZERO, looks };
                 }
                 Some(_) => {}
-                None if wishes.is_looking() => return Step::Pull { batch, waits: false, looks },
-                None if wishes.demand > wishes.ready => return Step::Pull { batch, waits: true, looks },
+                None if wishes.is_looking() => return Step::Pull { batch, waits: Duration::ZERO, looks },
+                None if wishes.demand > wishes.ready => {
+                    let waits = WAITS[self.empty.min(WAITS.len() - 1)];
+                    return Step::Pull { batch, waits, looks };
+                }
                 // Where there was nothing it is not asked for again and again.
                 None if fast && self.ahead > 1 && low && wishes.taken != self.nothing_ahead_at => {
-                    return Step::Pull { batch, waits: false, looks };
+                    return Step::Pull { batch, waits: Duration::ZERO, looks };
                 }
                 None => {}
             }
         }
-        let mut until = self
-            .pull
-            .as_ref()
-            .map(|pull| pull.until.min(pull.heard + if pull.waits { SILENCE } else { LOOK_SILENCE }));
+        let mut until = self.pull.as_ref().map(|pull| pull.until.min(pull.silent_at()));
         // Nobody waits any more for what the pull would bring.
-        if wishes.demand == 0 && self.pull.as_ref().is_some_and(|pull| pull.waits) {
-            match wishes.demand_ended.map(|ended| ended + GRACE).max(quiet_at) {
+        if let Some(pull) = self.pull.as_ref().filter(|pull| wishes.demand == 0 && !pull.is_short()) {
+            match wishes.demand_ended.map(|ended| ended + GRACE).max(Some(pull.quiet_at(now))) {
                 Some(graced) if now < graced => until = Some(until.map_or(graced, |until| until.min(graced))),
                 _ => return Step::Leave,
             }
@@ -236,20 +254,18 @@ impl Reader {
         Step::Wait { until }
     }
 
-    async fn ask(&mut self, batch: usize, waits: bool, looks: u64) {
+    async fn ask(&mut self, batch: usize, waits: Duration, looks: u64) {
         let most = READ_AHEAD_BYTES / self.average_size.max(1);
         let demand = self.shared.mailbox.wishes().demand.max(1);
         let batch = batch.min(most.max(demand)).min(self.options.read_ahead.max(demand));
         self.pulls += 1;
-        let config = if waits {
-            pull::BatchConfig {
-                batch,
-                expires: Some(EXPIRES),
-                idle_heartbeat: HEARTBEAT,
-                ..Default::default()
-            }
-        } else {
-            pull::BatchConfig { batch, no_wait: true, ..Default::default() }
+        let config = pull::BatchConfig {
+            batch,
+            expires: (!waits.is_zero()).then_some(waits),
+            no_wait: waits.is_zero(),
+            // The server has none that is longer than half of the whole.
+            idle_heartbeat: if waits > SHORT { HEARTBEAT } else { Duration::ZERO },
+            ..Default::default()
         };
         let request = serde_json::to_vec(&config).unwrap_or_default();
         let reply = format!("{}.{}", self.inbox, self.pulls);
@@ -264,7 +280,7 @@ impl Reader {
                     waits,
                     looks,
                     heard: now,
-                    until: now + if waits { EXPIRES + SILENCE } else { LOOK_SILENCE },
+                    until: now + waits + LOOK_SILENCE,
                     brought: None,
                 });
             }
@@ -344,6 +360,7 @@ impl Reader {
             pull.left = pull.left.saturating_sub(1);
         }
         self.restored = false;
+        self.empty = 0;
         self.average_size = (self.average_size * 7 + message.length.max(message.payload.len())) / 8;
         if info.delivered > 1 {
             // What fails may kill its process, and blame what was read ahead.
@@ -370,6 +387,9 @@ impl Reader {
         match status {
             StatusCode::IDLE_HEARTBEAT => {}
             StatusCode::NOT_FOUND | StatusCode::TIMEOUT => {
+                if !pull.waits.is_zero() && pull.brought.is_none() {
+                    self.empty += 1;
+                }
                 self.nothing_ahead_at = self.shared.mailbox.wishes().taken;
                 self.end_pull();
             }
@@ -435,7 +455,7 @@ impl Reader {
     /// The pull is answered in full.
     fn end_pull(&mut self) {
         let Some(pull) = self.pull.take() else { return };
-        if !pull.waits {
+        if pull.waits.is_zero() {
             self.shared.mailbox.answer(pull.looks);
         }
     }
@@ -443,8 +463,8 @@ impl Reader {
     /// Cancels the pull that waits: the server drops it when nobody listens.
     ///
     /// What is on its way at that moment may be forgotten by the client (async-nats 0.51 drops a drained subscription
-    /// with its next command) and comes again when its lease ends. So this is done only when nothing has come by the
-    /// pull for a while.
+    /// with its next command) and comes again when its lease ends. So this is done only on a queue that has been empty for
+    /// seconds, when nothing has come by the pull for a while.
     async fn leave(&mut self) {
         self.pull = None;
         match subscribe(self.shared.session()).await {
@@ -478,6 +498,13 @@ impl Reader {
 
     /// Takes what is still on its way, and gives everything back.
     async fn finish(&mut self) {
+        // What a short pull brings until it ends would be forgotten; see `leave`.
+        if let Some(pull) = self.pull.as_ref().filter(|pull| pull.is_short()) {
+            let deadline = (pull.until - LOOK_SILENCE + GRACE).min(Instant::now() + SHORT);
+            while self.pull.is_some() && Instant::now() < deadline {
+                self.wait(Some(deadline)).await;
+            }
+        }
         let mut late = Vec::new();
         if self.messages.drain().await.is_ok() {
             let draining = async {
