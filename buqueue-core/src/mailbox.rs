@@ -46,6 +46,8 @@ pub struct Wishes {
     pub looks: u64,
     /// How many of them are answered.
     pub looked: u64,
+    /// The last call is such a look: when that is answered, it waits for nothing more.
+    pub call_looks: bool,
     /// Calls so far: what failed for one may be tried again for the next.
     pub calls: u64,
     /// Nothing more is wanted.
@@ -158,6 +160,7 @@ impl<T> Mailbox<T> {
         wishes.calls += 1;
         wishes.demand = max;
         wishes.looks += u64::from(look);
+        wishes.call_looks = look;
         let look = look.then_some(wishes.looks);
         drop(state);
         self.wanted.notify_one();

@@ -17,7 +17,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use tokio::sync::watch;
 use tokio::task::unconstrained;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::config::NatsOptions;
 use crate::connection::State as LinkState;
@@ -116,7 +116,10 @@ pub(crate) struct Reader {
     /// Subscriptions that were left, the oldest first, with what is still on its way. Each ends by itself.
     leaving: Vec<Subscriber>,
     pulls: u64,
-    pull: Option<Pull>,
+    /// The pull that waits.
+    waiting: Option<Pull>,
+    /// The one that takes what is there now: for a look, or to read ahead. Beside one that waits, which comes first.
+    prompt: Option<Pull>,
     /// How many pulls in a row have waited for nothing.
     empty: usize,
     /// The durable was restored, and nothing has come since.
@@ -165,7 +168,8 @@ impl Reader {
             messages,
             leaving: Vec::new(),
             pulls: 0,
-            pull: None,
+            waiting: None,
+            prompt: None,
             empty: 0,
             restored: false,
             nothing_ahead_at: u64::MAX,
@@ -201,50 +205,53 @@ impl Reader {
             return Step::Stop;
         }
         let link_is_up = self.link.borrow().up;
-        if let Some(pull) = &self.pull {
-            let silent = now >= pull.silent_at();
-            if silent || now >= pull.until {
-                self.end_pull();
-                if silent && link_is_up {
-                    return Step::Check;
-                }
-            }
+        let silent = |pull: &Option<Pull>| pull.as_ref().is_some_and(|pull| now >= pull.silent_at());
+        let is_over = |pull: &Option<Pull>| pull.as_ref().is_some_and(|pull| now >= pull.until);
+        let nobody_answers = silent(&self.waiting) || silent(&self.prompt);
+        if silent(&self.waiting) || is_over(&self.waiting) {
+            self.waiting = None;
+        }
+        if silent(&self.prompt) || is_over(&self.prompt) {
+            self.end_prompt();
+        }
+        if nobody_answers && link_is_up {
+            return Step::Check;
         }
         let fast = wishes.last_take.is_some_and(|taken| now.duration_since(taken) < FAST);
         let tried = self.failed_at_call == Some(wishes.calls);
-        if link_is_up && !tried {
+        // A look waits for its answer, and for nothing that comes later.
+        let demand = if wishes.call_looks { 0 } else { wishes.demand };
+        if link_is_up && !tried && self.prompt.is_none() {
             let target = wishes.demand.max(if fast { self.ahead } else { 1 });
             let batch = target.saturating_sub(wishes.ready).max(1);
             let (looks, low) = (wishes.looks, wishes.ready <= self.ahead / 2);
-            match &self.pull {
-                // A look is answered by the server at once, also while an older pull waits.
-                Some(pull) if wishes.is_looking() && !pull.is_short() => {
-                    let quiet_at = pull.quiet_at(now);
-                    return if now < quiet_at { Step::Wait { until: Some(quiet_at) } } else { Step::Leave };
-                }
-                // What still comes by the older one is welcome as well.
-                Some(pull) if wishes.is_looking() && !pull.waits.is_zero() => {
-                    return Step::Pull { batch, waits: Duration::ZERO, looks };
-                }
-                Some(_) => {}
-                None if wishes.is_looking() => return Step::Pull { batch, waits: Duration::ZERO, looks },
-                None if wishes.demand > wishes.ready => {
-                    let waits = WAITS[self.empty.min(WAITS.len() - 1)];
-                    return Step::Pull { batch, waits, looks };
-                }
-                // Where there was nothing it is not asked for again and again.
-                None if fast && self.ahead > 1 && low && wishes.taken != self.nothing_ahead_at => {
-                    return Step::Pull { batch, waits: Duration::ZERO, looks };
-                }
-                None => {}
+            // A look is answered by the server at once, also while an older pull waits.
+            if wishes.is_looking() {
+                return Step::Pull { batch, waits: Duration::ZERO, looks };
+            }
+            if self.waiting.is_none() && demand > wishes.ready {
+                let waits = WAITS[self.empty.min(WAITS.len() - 1)];
+                return Step::Pull { batch, waits, looks };
+            }
+            // Where there was nothing it is not asked for again and again.
+            if self.waiting.is_none()
+                && fast
+                && self.ahead > 1
+                && low
+                && wishes.taken != self.nothing_ahead_at
+            {
+                return Step::Pull { batch, waits: Duration::ZERO, looks };
             }
         }
-        let mut until = self.pull.as_ref().map(|pull| pull.until.min(pull.silent_at()));
+        let pulls = self.waiting.iter().chain(&self.prompt);
+        let mut until = pulls.map(|pull| pull.until.min(pull.silent_at())).min();
         // Nobody waits any more for what the pull would bring.
-        if let Some(pull) = self.pull.as_ref().filter(|pull| wishes.demand == 0 && !pull.is_short()) {
+        if let Some(pull) = self.waiting.as_ref().filter(|pull| wishes.demand == 0 && !pull.is_short()) {
             match wishes.demand_ended.map(|ended| ended + GRACE).max(Some(pull.quiet_at(now))) {
                 Some(graced) if now < graced => until = Some(until.map_or(graced, |until| until.min(graced))),
-                _ => return Step::Leave,
+                _ if self.prompt.is_none() => return Step::Leave,
+                // It ends at once.
+                _ => {}
             }
         }
         if let Some(oldest) = self.shared.mailbox.first(|held| held.received_at) {
@@ -274,7 +281,7 @@ impl Reader {
         let now = Instant::now();
         match timeout(SILENCE, publishing).await {
             Ok(Ok(())) => {
-                self.pull = Some(Pull {
+                let pull = Pull {
                     number: self.pulls,
                     left: batch,
                     waits,
@@ -282,7 +289,12 @@ impl Reader {
                     heard: now,
                     until: now + waits + LOOK_SILENCE,
                     brought: None,
-                });
+                };
+                if waits.is_zero() {
+                    self.prompt = Some(pull);
+                } else {
+                    self.waiting = Some(pull);
+                }
             }
             Ok(Err(error)) => self.fail(crate::error::publishing(error)),
             Err(_) => self.fail(crate::error::timed_out("the connection")),
@@ -312,7 +324,7 @@ impl Reader {
             changed = self.link.changed() => {
                 if changed.is_ok() {
                     // What was asked for on the connection before is forgotten by the server.
-                    self.pull = None;
+                    self.forget();
                 } else {
                     self.shared.mailbox.changed().await;
                 }
@@ -342,9 +354,14 @@ impl Reader {
             return;
         }
         self.shared.mailbox.push_all(taken.drain(..));
-        if self.pull.as_ref().is_some_and(|pull| pull.left == 0) {
+        let is_filled = |pull: &Option<Pull>| pull.as_ref().is_some_and(|pull| pull.left == 0);
+        if is_filled(&self.waiting) {
             self.grow();
-            self.end_pull();
+            self.waiting = None;
+        }
+        if is_filled(&self.prompt) {
+            self.grow();
+            self.end_prompt();
         }
     }
 
@@ -355,7 +372,9 @@ impl Reader {
         }
         let reply = message.reply.clone()?;
         let info = Info::parse(&reply)?;
-        if let Some(pull) = self.pull.as_mut().filter(|_| current) {
+        // A message does not say which pull has brought it; the server answers the older one first.
+        let pull = self.waiting.as_mut().or(self.prompt.as_mut());
+        if let Some(pull) = pull.filter(|_| current) {
             (pull.heard, pull.brought) = (now, Some(now));
             pull.left = pull.left.saturating_sub(1);
         }
@@ -382,16 +401,25 @@ impl Reader {
     /// What the server says about a pull.
     async fn status(&mut self, status: StatusCode, message: &Message) {
         let number = message.subject.rsplit('.').next().and_then(|token| token.parse::<u64>().ok());
-        let Some(pull) = self.pull.as_mut().filter(|pull| Some(pull.number) == number) else { return };
+        let wishes = self.shared.mailbox.wishes();
+        let pulls = self.waiting.iter_mut().chain(&mut self.prompt);
+        let Some(pull) = pulls.into_iter().find(|pull| Some(pull.number) == number) else { return };
         pull.heard = Instant::now();
+        let waits = !pull.waits.is_zero();
+        // Nothing is restored for a consumer that ends: somebody may have deleted it on purpose.
+        if wishes.closed && status != StatusCode::IDLE_HEARTBEAT {
+            return self.end(waits);
+        }
         match status {
             StatusCode::IDLE_HEARTBEAT => {}
             StatusCode::NOT_FOUND | StatusCode::TIMEOUT => {
-                if !pull.waits.is_zero() && pull.brought.is_none() {
-                    self.empty += 1;
+                if waits {
+                    // What nobody waited for says nothing.
+                    let in_vain = pull.brought.is_none() && wishes.demand > 0;
+                    self.empty = if in_vain { self.empty + 1 } else { 0 };
                 }
-                self.nothing_ahead_at = self.shared.mailbox.wishes().taken;
-                self.end_pull();
+                self.nothing_ahead_at = wishes.taken;
+                self.end(waits);
             }
             StatusCode::NO_RESPONDERS => self.restore().await,
             _ => {
@@ -403,11 +431,10 @@ impl Reader {
                     self.fail(BuqueueError::new(ErrorKind::InvalidConfig, fact));
                 } else if words.contains("shutdown") || words.contains("leadership") {
                     // Another server takes over; asking it at once is what it expects.
-                    self.pull = None;
+                    self.forget();
                     self.fail(BuqueueError::new(ErrorKind::ConnectionLost, words));
                 } else {
                     // As full as it may be (pending acks, waiting pulls): the next call asks again.
-                    self.end_pull();
                     self.fail(BuqueueError::new(ErrorKind::Throttled, words));
                 }
             }
@@ -441,32 +468,41 @@ impl Reader {
                 let fact = "the durable consumer is there and does not answer";
                 self.fail(BuqueueError::new(ErrorKind::ConnectionLost, fact));
             }
-            Ok(_) => self.pull = None,
+            Ok(_) => self.forget(),
             Err(error) => self.fail(error),
         }
     }
 
     fn fail(&mut self, error: BuqueueError) {
-        self.end_pull();
+        self.waiting = None;
+        self.end_prompt();
         self.failed_at_call = Some(self.shared.mailbox.wishes().calls);
         self.shared.mailbox.fail(error);
     }
 
-    /// The pull is answered in full.
-    fn end_pull(&mut self) {
-        let Some(pull) = self.pull.take() else { return };
-        if pull.waits.is_zero() {
+    /// The pull that waits, or the prompt one, is answered in full.
+    fn end(&mut self, waits: bool) {
+        if waits { self.waiting = None } else { self.end_prompt() }
+    }
+
+    fn end_prompt(&mut self) {
+        if let Some(pull) = self.prompt.take() {
             self.shared.mailbox.answer(pull.looks);
         }
+    }
+
+    /// Nobody works on the pulls any more; looks are to be asked again.
+    fn forget(&mut self) {
+        (self.waiting, self.prompt) = (None, None);
     }
 
     /// Cancels the pull that waits: the server drops it when nobody listens.
     ///
     /// What is on its way at that moment may be forgotten by the client (async-nats 0.51 drops a drained subscription
-    /// with its next command) and comes again when its lease ends. So this is done only on a queue that has been empty for
-    /// seconds, when nothing has come by the pull for a while.
+    /// with its next command) and comes again when its lease ends. So this is done only where a caller has waited in vain
+    /// for more than a second, and nothing has come by the pull for a while.
     async fn leave(&mut self) {
-        self.pull = None;
+        (self.waiting, self.empty) = (None, 0);
         match subscribe(self.shared.session()).await {
             Ok((inbox, messages)) => {
                 let mut left = std::mem::replace(&mut self.messages, messages);
@@ -499,11 +535,15 @@ impl Reader {
     /// Takes what is still on its way, and gives everything back.
     async fn finish(&mut self) {
         // What a short pull brings until it ends would be forgotten; see `leave`.
-        if let Some(pull) = self.pull.as_ref().filter(|pull| pull.is_short()) {
+        if let Some(pull) = self.waiting.as_ref().filter(|pull| pull.is_short()) {
             let deadline = (pull.until - LOOK_SILENCE + GRACE).min(Instant::now() + SHORT);
-            while self.pull.is_some() && Instant::now() < deadline {
-                self.wait(Some(deadline)).await;
-            }
+            let ending = async {
+                while self.waiting.is_some() && Instant::now() < deadline {
+                    self.wait(Some(deadline)).await;
+                }
+            };
+            // A client that is closed for good says nothing more.
+            drop(timeout_at(deadline + GRACE, ending).await);
         }
         let mut late = Vec::new();
         if self.messages.drain().await.is_ok() {

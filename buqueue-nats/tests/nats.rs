@@ -317,3 +317,27 @@ async fn plain_acks_arrive() {
     })
     .await;
 }
+
+/// A look, or a call that is given up, leaves no pulls at the server that go on waiting.
+#[tokio::test]
+async fn pulls_do_not_pile_up() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let config = config(&url, "pulls");
+    let (producer, mut consumer) = NatsBackend::builder(config.clone()).build_pair().await.unwrap();
+    let stream = jetstream(&url).await.get_stream(&config.jetstream.stream_name).await.unwrap();
+    let mut durable: PullConsumer = stream.get_consumer("worker").await.unwrap();
+    let mut most = 0;
+    for round in 0..300 {
+        assert!(within(consumer.try_receive()).await.unwrap().is_none());
+        drop(tokio::time::timeout(Duration::from_millis(1), consumer.receive()).await);
+        if round % 20 == 0 {
+            most = most.max(durable.info().await.unwrap().num_waiting);
+        }
+    }
+    assert!(most <= 2, "{most} pulls wait");
+    // And what comes now comes once, at once.
+    producer.send(Message::new("m")).await.unwrap();
+    let delivery = within(consumer.receive()).await.unwrap();
+    assert_eq!(delivery.delivery_count(), 1);
+    delivery.ack().await.unwrap();
+}
