@@ -26,8 +26,9 @@ use crate::settle::{Settler, seconds_up};
 const SPARE: Duration = Duration::from_secs(5);
 /// A delay that is longer may end up to a second late.
 const EXACT: Duration = Duration::from_secs(60);
-/// A visibility that ends so soon is not ended by a request.
-const HARDLY: Duration = Duration::from_millis(100);
+/// A visibility that ends so soon is not ended by a request: one that took longer than that would meet the message with
+/// whoever has received it next, and some take the old receipt for the new one.
+const HARDLY: Duration = Duration::from_millis(400);
 
 /// How often messages were given back that nobody has seen: SQS counts them, we do not.
 #[derive(Debug, Default)]
