@@ -26,9 +26,11 @@ use crate::settle::{Settler, seconds_up};
 const SPARE: Duration = Duration::from_secs(5);
 /// A delay that is longer may end up to a second late.
 const EXACT: Duration = Duration::from_secs(60);
-/// A visibility that ends so soon is not ended by a request: one that took longer than that would meet the message with
-/// whoever has received it next, and some take the old receipt for the new one.
-const HARDLY: Duration = Duration::from_millis(400);
+/// A visibility that ends so soon is not ended by a request.
+const HARDLY: Duration = Duration::from_millis(100);
+/// Such a request is on its way so long before, at least: one that came too late would meet the message with whoever has
+/// received it next, and some take the old receipt for the new one.
+const SAFE: Duration = Duration::from_millis(500);
 
 /// How often messages were given back that nobody has seen: SQS counts them, we do not.
 #[derive(Debug, Default)]
@@ -203,16 +205,20 @@ impl Delivered {
     /// Hides it for the delay, which SQS keeps.
     async fn hide(&self, after: Duration) -> Result<()> {
         let asked_at = Instant::now();
-        self.session.settler.hide(self.receipt(), after).await?;
-        // SQS counts in seconds. Should this process die, it is up to a second late.
-        let rest = Duration::from_secs(seconds_up(after)).saturating_sub(after);
-        if after <= EXACT && rest > HARDLY {
+        // SQS counts in seconds. Should this process die, it is up to a second late, or half a second more.
+        let mut hidden = Duration::from_secs(seconds_up(after));
+        let ends_early = after <= EXACT && hidden > after + HARDLY;
+        if ends_early && hidden < after + SAFE {
+            hidden += Duration::from_secs(1);
+        }
+        self.session.settler.hide(self.receipt(), hidden).await?;
+        if ends_early {
             let (settler, receipt) = (self.session.settler.clone(), self.receipt());
             // Ends with the delay.
             self.session.runtime.spawn(async move {
                 tokio::time::sleep_until(asked_at + after).await;
-                if asked_at.elapsed() + HARDLY < after + rest {
-                    let _a_second_late_at_worst = settler.hide(receipt, Duration::ZERO).await.is_err();
+                if asked_at.elapsed() + SAFE / 2 < hidden {
+                    let _late_at_worst = settler.hide(receipt, Duration::ZERO).await.is_err();
                 }
             });
         }
