@@ -68,6 +68,9 @@
 //!
 //! * The server counts every delivery, so a message that was read ahead and given back has used up an attempt.
 //!   buqueue reads ahead only while the consumer is fast, and not what has failed before.
+//! * A receive that is given up may leave its request at the server for up to a second: a message that comes then is kept
+//!   for the next receive of this consumer, and given back after three quarters of `ack_wait`. A request that waits for
+//!   longer is cancelled instead; a message on its way in that very moment comes again when its lease ends.
 //! * The server takes a late ack silently. buqueue measures the lease from the arrival of the message and refuses to
 //!   settle once 95 % of it are over (at most 250 ms before its end).
 //! * A message that the server sends in the moment in which a consumer ceases to wait may be forgotten by the client

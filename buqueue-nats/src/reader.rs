@@ -402,8 +402,8 @@ impl Reader {
     async fn status(&mut self, status: StatusCode, message: &Message) {
         let number = message.subject.rsplit('.').next().and_then(|token| token.parse::<u64>().ok());
         let wishes = self.shared.mailbox.wishes();
-        let pulls = self.waiting.iter_mut().chain(&mut self.prompt);
-        let Some(pull) = pulls.into_iter().find(|pull| Some(pull.number) == number) else { return };
+        let mut pulls = self.waiting.iter_mut().chain(&mut self.prompt);
+        let Some(pull) = pulls.find(|pull| Some(pull.number) == number) else { return };
         pull.heard = Instant::now();
         let waits = !pull.waits.is_zero();
         // Nothing is restored for a consumer that ends: somebody may have deleted it on purpose.
