@@ -48,7 +48,7 @@ use buqueue_core::driver::Backend;
 /// #         async fn fetch(
 /// #             &mut self, _: NonZeroUsize, _: Duration, _: &mut Vec<driver::Received>,
 /// #         ) -> Result<()> { unimplemented!() }
-/// #         fn closer(&self) -> Arc<dyn driver::Closer> { unimplemented!() }
+/// #         fn control(&self) -> Arc<dyn driver::Control> { unimplemented!() }
 /// #     }
 /// # }
 ///
@@ -210,6 +210,12 @@ pub trait Harness: Sized + Send + Sync + 'static {
         Vec::new()
     }
 
+    /// Which numbers of [`QueueStats`](buqueue_core::QueueStats) the broker tells. Default: all.
+    #[must_use]
+    fn counts(&self) -> Counts {
+        Counts { in_flight: true, scheduled: true }
+    }
+
     /// Why a message that was fetched and given back untouched counts as an attempt on this broker; `Ok` where it
     /// does not, which is the default.
     ///
@@ -236,6 +242,15 @@ pub trait Harness: Sized + Send + Sync + 'static {
     fn worker_env(&self) -> Vec<(String, String)> {
         Vec::new()
     }
+}
+
+/// Which numbers of [`QueueStats`](buqueue_core::QueueStats) a broker tells, beside `ready`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Counts {
+    /// What is held unsettled is told apart from what waits.
+    pub in_flight: bool,
+    /// What is not due is counted.
+    pub scheduled: bool,
 }
 
 /// What a hook returns: its result, or why this backend has no such thing.

@@ -163,7 +163,7 @@ impl<B: Backend, Dispatch> QueueBuilder<B, Dispatch> {
                 B::connect_consumer(&config).await?
             }
         };
-        let shared = Shared::new(B::NAME, source, dead_letters, self.drain_timeout, driver.closer());
+        let shared = Shared::new(B::NAME, source, dead_letters, self.drain_timeout, driver.control());
         Ok(Consumer::new(driver, Arc::new(shared), B::capabilities(&self.config)))
     }
 }

@@ -17,8 +17,8 @@ use crate::driver::{Backend, Consumer as _, Received};
 use crate::future::Begin;
 use crate::shutdown::{CLOSE_TIMEOUT, Shared};
 use crate::{
-    Backoff, BuqueueError, Capabilities, Delivery, DeliveryStream, ErrorKind, QueueFuture, Result,
-    ShutdownHandle, observe,
+    Backoff, BuqueueError, Capabilities, Delivery, DeliveryStream, ErrorKind, QueueFuture, QueueMonitor,
+    Result, ShutdownHandle, observe,
 };
 
 /// How long one driver fetch waits before core asks again. Stopping does not wait for it.
@@ -45,6 +45,9 @@ pub trait QueueConsumer: fmt::Debug + Send + 'static {
 
     /// A handle that stops this consumer from elsewhere.
     fn shutdown_handle(&self) -> ShutdownHandle;
+
+    /// A handle that counts what lies in the queue, from anywhere.
+    fn monitor(&self) -> QueueMonitor;
 
     /// What the backend can do.
     fn capabilities(&self) -> &Capabilities;
@@ -225,6 +228,12 @@ impl<B: Backend> Consumer<B> {
     #[must_use]
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         ShutdownHandle { shared: Arc::clone(&self.shared) }
+    }
+
+    /// A handle that counts what lies in the queue, from anywhere. Cheap to clone.
+    #[must_use]
+    pub fn monitor(&self) -> QueueMonitor {
+        QueueMonitor { shared: Arc::clone(&self.shared) }
     }
 
     /// Turns the consumer into a stream of its messages.
@@ -434,6 +443,10 @@ impl<B: Backend> QueueConsumer for Consumer<B> {
         Self::shutdown_handle(self)
     }
 
+    fn monitor(&self) -> QueueMonitor {
+        Self::monitor(self)
+    }
+
     fn capabilities(&self) -> &Capabilities {
         Self::capabilities(self)
     }
@@ -459,6 +472,10 @@ impl<C: QueueConsumer + ?Sized> QueueConsumer for Box<C> {
 
     fn shutdown_handle(&self) -> ShutdownHandle {
         (**self).shutdown_handle()
+    }
+
+    fn monitor(&self) -> QueueMonitor {
+        (**self).monitor()
     }
 
     fn capabilities(&self) -> &Capabilities {

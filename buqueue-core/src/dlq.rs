@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::driver::Received;
-use crate::{BuqueueError, ErrorKind, Message, MessageId, QueueFuture, Result, driver};
+use crate::{BuqueueError, ErrorKind, Message, MessageId, QueueFuture, QueueStats, Result, driver};
 
 /// When and where failed messages go.
 ///
@@ -78,6 +78,8 @@ pub(crate) struct DeadLetters {
 /// The sending half of any backend, its type erased.
 trait Publish: Send + Sync {
     fn publish(&self, message: Message) -> QueueFuture<'_, Result<MessageId>>;
+
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>>;
 }
 
 impl<P: driver::Producer> Publish for P {
@@ -86,6 +88,10 @@ impl<P: driver::Producer> Publish for P {
             Ok(outcome) => QueueFuture::ready(outcome),
             Err(message) => QueueFuture::pending(self.send(message)),
         }
+    }
+
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+        QueueFuture::pending(driver::Producer::queue_stats(self))
     }
 }
 
@@ -97,6 +103,10 @@ impl DeadLetters {
     /// Publishes the dead letter and waits for the broker's confirmation. The original is the caller's to ack.
     pub(crate) async fn publish(&self, death: &Death<'_>) -> Result<MessageId> {
         self.publisher.publish(death.letter(Utc::now())).await
+    }
+
+    pub(crate) async fn queue_stats(&self) -> Result<QueueStats> {
+        self.publisher.queue_stats().await
     }
 }
 

@@ -4,7 +4,7 @@
 //! fetches, and a [`Lease`] by which what was fetched is settled. Everything that must be the same on every broker
 //! (validation, batches, the dead letter verdict, in-flight accounting, shutdown, streams, back-off) is core's.
 //!
-//! A driver never logs, never retries on the user's behalf, never sleeps to retry, and spawns no task that nobody
+//! A driver never logs (it may [`tell`]), never retries on the user's behalf, never sleeps to retry, and spawns no task that nobody
 //! owns. It reports errors by [kind](crate::ErrorKind); core decides what to do about them.
 
 use std::fmt;
@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::{Capabilities, Message, MessageId, QueueFuture, Result};
+use crate::{
+    BuqueueError, Capabilities, ErrorKind, Message, MessageId, QueueFuture, QueueStats, Result, observe,
+};
 
 /// A broker's adapter: how to connect, and what it can do.
 pub trait Backend: Sized + Send + Sync + 'static {
@@ -102,6 +104,25 @@ pub trait Producer: fmt::Debug + Send + Sync + 'static {
     /// - `messages` is not empty.
     fn send_batch(&self, messages: Vec<Message>) -> impl Future<Output = Vec<Result<MessageId>>> + Send;
 
+    /// How many bytes of headers, names and values together, may be added to `message` so that the broker still takes
+    /// it. Core adds no more than that (trace context, above all).
+    ///
+    /// Only for limits beyond [`Limits::header_bytes`](crate::Limits::header_bytes), which core minds by itself: those
+    /// on the whole message, or on the number of headers. Must be cheap; rather too little than too much.
+    fn header_room(&self, message: &Message) -> usize {
+        let _ = message;
+        usize::MAX
+    }
+
+    /// Counts what lies in the queue. For a log: what the group of this configuration has before it.
+    ///
+    /// # Behavior
+    /// - Takes nothing, and changes nothing.
+    /// - Returns within the time that a send may take.
+    fn queue_stats(&self) -> impl Future<Output = Result<QueueStats>> + Send {
+        async { Err(no_stats()) }
+    }
+
     /// Flushes what is buffered and closes.
     fn close(&self) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
@@ -133,12 +154,12 @@ pub trait Consumer: fmt::Debug + Send + 'static {
         out: &mut Vec<Received>,
     ) -> impl Future<Output = Result<()>> + Send;
 
-    /// A handle that closes this consumer from elsewhere, while the consumer itself may be held unpolled.
-    fn closer(&self) -> Arc<dyn Closer>;
+    /// A handle on this consumer for others, while the consumer itself may be held unpolled.
+    fn control(&self) -> Arc<dyn Control>;
 }
 
-/// Closes a consumer.
-pub trait Closer: fmt::Debug + Send + Sync + 'static {
+/// What can be done with a consumer from elsewhere.
+pub trait Control: fmt::Debug + Send + Sync + 'static {
     /// Stops the consumer.
     ///
     /// # Behavior
@@ -147,6 +168,37 @@ pub trait Closer: fmt::Debug + Send + Sync + 'static {
     /// - Deliveries that are in flight can still be settled afterwards.
     /// - Idempotent. A later fetch returns empty-handed.
     fn close(&self) -> QueueFuture<'_, Result<()>>;
+
+    /// Counts what lies in the queue; as [`Producer::queue_stats`].
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+        QueueFuture::ready(Err(no_stats()))
+    }
+}
+
+fn no_stats() -> BuqueueError {
+    BuqueueError::new(ErrorKind::Unsupported, "queue_stats: this backend does not count")
+}
+
+/// Something that a driver does by itself, between the calls of core.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Activity<'a> {
+    /// A connection broke, or a session ended.
+    Disconnected(&'a BuqueueError),
+    /// What was broken is whole again.
+    Reconnected,
+    /// So many scheduled messages were moved to their queue, where the driver does that.
+    Forwarded(usize),
+    /// So many messages were taken over from consumers that are gone or too slow.
+    Reclaimed(usize),
+    /// Work in the background failed and is tried again; the text says which.
+    Failed(&'static str, &'a BuqueueError),
+}
+
+/// Tells of something that a driver did by itself, for logs and metrics. The error's text must hold no payload, no
+/// header value and no credential, as ever.
+pub fn tell(backend: &'static str, destination: &str, activity: Activity<'_>) {
+    observe::activity(backend, destination, activity);
 }
 
 /// What one fetch brought, and the means to settle it. Outlives its consumer.

@@ -30,6 +30,7 @@ mod observe;
 pub mod percent;
 mod producer;
 mod shutdown;
+mod stats;
 mod stream;
 mod unique;
 
@@ -48,5 +49,6 @@ pub use mailbox::{Mailbox, Wishes};
 pub use message::{Message, MessageBuilder, MessageId};
 pub use producer::{Producer, QueueProducer};
 pub use shutdown::ShutdownHandle;
+pub use stats::{QueueMonitor, QueueStats};
 pub use stream::DeliveryStream;
 pub use unique::unique_id;

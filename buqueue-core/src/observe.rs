@@ -3,6 +3,7 @@
 //! With the feature `tracing` off every function here is empty and disappears.
 
 use crate::BuqueueError;
+use crate::driver::Activity;
 
 macro_rules! event {
     ($level:ident, $($field:tt)*) => {{
@@ -51,4 +52,21 @@ pub(crate) fn stopped(backend: &'static str, source: &str, in_flight: usize) {
 pub(crate) fn close_failed(backend: &'static str, source: &str, error: &BuqueueError) {
     event!(warn, backend, source, %error, "closing failed; leases will run out by themselves");
     let _ = (backend, source, error);
+}
+
+/// Something that a driver did by itself.
+pub(crate) fn activity(backend: &'static str, source: &str, activity: Activity<'_>) {
+    #[cfg(feature = "tracing")]
+    match activity {
+        Activity::Disconnected(error) => event!(warn, backend, source, %error, "connection lost"),
+        Activity::Reconnected => event!(info, backend, source, "connected again"),
+        Activity::Forwarded(messages) => {
+            event!(debug, backend, source, messages, "scheduled messages moved to their queue");
+        }
+        Activity::Reclaimed(messages) => {
+            event!(info, backend, source, messages, "messages of others taken over")
+        }
+        Activity::Failed(what, error) => event!(warn, backend, source, %error, "{what} failed; trying again"),
+    }
+    let _ = (backend, source, activity);
 }

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use crate::capability::Capabilities;
 use crate::driver::{Backend, Producer as _};
 use crate::future::BeginSend;
-use crate::{BuqueueError, ErrorKind, Feature, Message, MessageId, QueueFuture, Result};
+use crate::{BuqueueError, ErrorKind, Feature, Message, MessageId, QueueFuture, QueueStats, Result};
 
 /// Sends messages to one queue.
 ///
@@ -23,6 +23,9 @@ pub trait QueueProducer: fmt::Debug + Send + Sync + 'static {
 
     /// Sends many messages, keeping their order.
     fn send_batch(&self, messages: Vec<Message>) -> QueueFuture<'_, Result<Vec<MessageId>>>;
+
+    /// Counts what lies in the queue.
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>>;
 
     /// What the backend can do.
     fn capabilities(&self) -> &Capabilities;
@@ -126,6 +129,18 @@ impl<B: Backend> Producer<B> {
         &self.inner.capabilities
     }
 
+    /// Counts what lies in the queue, as the broker sees it: one round trip or a few.
+    ///
+    /// On a log (Kafka, a Redis stream, a NATS stream with limits) it is what lies before the consumer group of this
+    /// configuration.
+    ///
+    /// # Errors
+    /// The connection's; [`AuthenticationFailed`](ErrorKind::AuthenticationFailed) where the broker's user may not
+    /// count; [`Unsupported`](ErrorKind::Unsupported) from a backend that does not count.
+    pub async fn queue_stats(&self) -> Result<QueueStats> {
+        self.inner.driver.queue_stats().await.map_err(stamp::<B>("queue_stats"))
+    }
+
     /// Flushes what is buffered. Call it when the last message has been sent; whether a send still works afterwards is
     /// the backend's affair.
     ///
@@ -189,6 +204,10 @@ impl<B: Backend> QueueProducer for Producer<B> {
         QueueFuture::pending(Self::send_batch(self, messages))
     }
 
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+        QueueFuture::pending(Self::queue_stats(self))
+    }
+
     fn capabilities(&self) -> &Capabilities {
         Self::capabilities(self)
     }
@@ -212,6 +231,10 @@ macro_rules! forward {
 
             fn send_batch(&self, messages: Vec<Message>) -> QueueFuture<'_, Result<Vec<MessageId>>> {
                 (**self).send_batch(messages)
+            }
+
+            fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+                (**self).queue_stats()
             }
 
             fn capabilities(&self) -> &Capabilities {

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::dlq::DeadLetters;
-use crate::driver::Closer;
+use crate::driver::Control;
 use crate::observe;
 
 /// How long closing the driver may take after the drain, so that a dead broker cannot hold a shutdown.
@@ -31,7 +31,7 @@ pub(crate) struct Shared {
     drain_timeout: Duration,
     /// `None` inside: longer than a clock can tell.
     drain_deadline: OnceLock<Option<Instant>>,
-    closer: Arc<dyn Closer>,
+    pub(crate) control: Arc<dyn Control>,
 }
 
 impl Shared {
@@ -40,7 +40,7 @@ impl Shared {
         source: String,
         dead_letters: Option<DeadLetters>,
         drain_timeout: Duration,
-        closer: Arc<dyn Closer>,
+        control: Arc<dyn Control>,
     ) -> Self {
         Self {
             backend,
@@ -52,7 +52,7 @@ impl Shared {
             stopped: WakerSlot::default(),
             drain_timeout,
             drain_deadline: OnceLock::new(),
-            closer,
+            control,
         }
     }
 
@@ -105,7 +105,7 @@ impl Shared {
 
     /// Closes the driver; what takes too long is left to the leases.
     pub(crate) async fn close(&self) {
-        match timeout(CLOSE_TIMEOUT, self.closer.close()).await {
+        match timeout(CLOSE_TIMEOUT, self.control.close()).await {
             Ok(Ok(())) | Err(_) => {}
             Ok(Err(error)) => observe::close_failed(self.backend, &self.source, &error),
         }

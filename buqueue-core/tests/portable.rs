@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use buqueue_core::driver::{Backend, Closer, Consumer, Lease, Producer, Received};
+use buqueue_core::driver::{Backend, Consumer, Control, Lease, Producer, Received};
 use buqueue_core::{
     BuqueueError, Capabilities, Delivery, DlqConfig, ErrorKind, Message, MessageId, QueueBuilder,
     QueueConsumer, QueueFuture, QueueProducer, Result,
@@ -150,12 +150,12 @@ impl Consumer for Half {
         }
     }
 
-    fn closer(&self) -> Arc<dyn Closer> {
+    fn control(&self) -> Arc<dyn Control> {
         Arc::new(Half(self.0.clone()))
     }
 }
 
-impl Closer for Half {
+impl Control for Half {
     fn close(&self) -> QueueFuture<'_, Result<()>> {
         self.0.script.closed.fetch_add(1, Ordering::SeqCst);
         QueueFuture::ready(Ok(()))

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use buqueue_core::driver::{self, Closer, Received};
+use buqueue_core::driver::{self, Control, Received};
 use buqueue_core::{QueueFuture, Result};
 
 use crate::lease::Delivered;
@@ -66,12 +66,12 @@ impl driver::Consumer for KafkaConsumer {
         fetched
     }
 
-    fn closer(&self) -> Arc<dyn Closer> {
-        Arc::clone(&self.session) as Arc<dyn Closer>
+    fn control(&self) -> Arc<dyn Control> {
+        Arc::clone(&self.session) as Arc<dyn Control>
     }
 }
 
-impl Closer for Session {
+impl Control for Session {
     fn close(&self) -> QueueFuture<'_, Result<()>> {
         Session::close(self);
         QueueFuture::pending(async move {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use buqueue_core::driver::{Closer, Consumer, Received};
+use buqueue_core::driver::{Consumer, Control, Received};
 use buqueue_core::{QueueFuture, Result};
 use tokio::runtime::{self, Handle};
 use tokio::task::unconstrained;
@@ -207,7 +207,7 @@ impl Consumer for MemoryConsumer {
         Ok(())
     }
 
-    fn closer(&self) -> Arc<dyn Closer> {
+    fn control(&self) -> Arc<dyn Control> {
         Arc::clone(&self.closed) as _
     }
 }
@@ -314,7 +314,7 @@ impl Closed {
     }
 }
 
-impl Closer for Closed {
+impl Control for Closed {
     fn close(&self) -> QueueFuture<'_, Result<()>> {
         self.close_now();
         QueueFuture::ready(Ok(()))

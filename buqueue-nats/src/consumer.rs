@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use buqueue_core::driver::{self, Closer, Received};
+use buqueue_core::driver::{self, Control, Received};
 use buqueue_core::{QueueFuture, Result};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -78,12 +78,12 @@ impl driver::Consumer for NatsConsumer {
         fetched
     }
 
-    fn closer(&self) -> Arc<dyn Closer> {
-        Arc::clone(&self.shared) as Arc<dyn Closer>
+    fn control(&self) -> Arc<dyn Control> {
+        Arc::clone(&self.shared) as Arc<dyn Control>
     }
 }
 
-impl Closer for Shared {
+impl Control for Shared {
     fn close(&self) -> QueueFuture<'_, Result<()>> {
         self.mailbox().close();
         QueueFuture::pending(async move {

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use buqueue_core::driver::{self, Closer, Lease, Received};
+use buqueue_core::driver::{self, Control, Lease, Received};
 use buqueue_core::{QueueFuture, Result};
 use redis::RedisResult;
 use tokio::time::{Instant, sleep_until};
@@ -111,12 +111,12 @@ impl driver::Consumer for RedisConsumer {
         }
     }
 
-    fn closer(&self) -> Arc<dyn Closer> {
-        Arc::clone(&self.shared) as Arc<dyn Closer>
+    fn control(&self) -> Arc<dyn Control> {
+        Arc::clone(&self.shared) as Arc<dyn Control>
     }
 }
 
-impl Closer for Shared {
+impl Control for Shared {
     fn close(&self) -> QueueFuture<'_, Result<()>> {
         Self::close(self);
         QueueFuture::pending(async move {

@@ -641,7 +641,7 @@ mod overhead {
     //! Core alone: a driver that does nothing.
 
     use super::*;
-    use buqueue_core::driver::{Backend, Closer, Consumer, Lease, Producer, Received};
+    use buqueue_core::driver::{Backend, Control, Consumer, Lease, Producer, Received};
     use buqueue_core::{Capabilities, MessageId, QueueBuilder, QueueFuture, Result};
     use std::num::NonZeroUsize;
 
@@ -698,12 +698,12 @@ mod overhead {
         async fn fetch(&mut self, max: NonZeroUsize, _: Duration, out: &mut Vec<Received>) -> Result<()> {
             self.fetch_ready(max, out)
         }
-        fn closer(&self) -> Arc<dyn Closer> {
+        fn control(&self) -> Arc<dyn Control> {
             Arc::clone(&self.0) as _
         }
     }
 
-    impl Closer for Nothing {
+    impl Control for Nothing {
         fn close(&self) -> QueueFuture<'_, Result<()>> {
             QueueFuture::ready(Ok(()))
         }

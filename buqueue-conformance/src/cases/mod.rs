@@ -22,4 +22,5 @@ pub mod reconnect;
 pub mod schedule;
 pub mod send;
 pub mod shutdown;
+pub mod stats;
 pub mod stream;

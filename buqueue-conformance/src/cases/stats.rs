@@ -1,0 +1,126 @@
+//! What lies in a queue: promise 34, as far as the broker tells.
+
+use std::time::Duration;
+
+use buqueue_core::{BuqueueError, Message, QueueStats};
+use chrono::Utc;
+
+use crate::support::{SOON, ack, eventually, nack, numbered, receive, send, send_all, take, within};
+use crate::{Ctx, Harness, Outcome, ProducerOf};
+
+/// Waits until the producer counts as it should, and insists on each number that the harness promises.
+async fn counted<H: Harness>(
+    cx: &Ctx<H>,
+    producer: &ProducerOf<H>,
+    what: &str,
+    expected: impl Fn(QueueStats) -> bool,
+) {
+    let told = cx.harness().counts();
+    let mut seen = None;
+    let asking = eventually(SOON, what, async || {
+        let stats = within(SOON, "queue_stats", producer.queue_stats()).await.expect("queue_stats");
+        assert_eq!((stats.in_flight.is_some(), stats.scheduled.is_some()), (told.in_flight, told.scheduled));
+        if seen != Some(stats) {
+            println!("{what}: {stats:?}");
+            seen = Some(stats);
+        }
+        expected(stats)
+    });
+    asking.await;
+}
+
+/// What waits, what is held, what is to come, and nothing when all is done.
+pub async fn ready_in_flight_and_scheduled<H: Harness>(cx: &Ctx<H>) -> Outcome {
+    let (producer, mut consumer) = cx.pair().await;
+    let told = cx.harness().counts();
+    let (none, one) = (told.in_flight.then_some(0), told.scheduled.then_some(1));
+    counted(cx, &producer, "an empty queue", |stats| {
+        (stats.ready, stats.in_flight, stats.scheduled) == (0, none, told.scheduled.then_some(0))
+    })
+    .await;
+    send_all(&producer, numbered("m", 5)).await;
+    if told.scheduled {
+        let at = Utc::now() + Duration::from_secs(3600);
+        within(SOON, "send_at", producer.send_at(Message::new("later"), at)).await.expect("send_at");
+    }
+    let held = |stats: QueueStats| stats.in_flight.unwrap_or(0);
+    // A consumer may read ahead, and what it reads ahead is held.
+    counted(cx, &producer, "five", |stats| stats.ready + held(stats) == 5 && stats.scheduled == one).await;
+    let first = receive(&mut consumer).await;
+    counted(cx, &producer, "five, one of them held", |stats| {
+        stats.ready + held(stats) == 5 && (!told.in_flight || held(stats) > 0) && stats.scheduled == one
+    })
+    .await;
+    ack(first).await;
+    take(&mut consumer, 4).await;
+    counted(cx, &producer, "nothing but what is scheduled", |stats| {
+        (stats.ready, stats.in_flight, stats.scheduled) == (0, none, one)
+    })
+    .await;
+    Ok(())
+}
+
+/// From the consumer's monitor: while the consumer is a stream, and after it is gone.
+pub async fn told_by_the_monitor<H: Harness>(cx: &Ctx<H>) -> Outcome {
+    let setup = cx.setup();
+    let (producer, consumer) = cx.pair_on(&setup).await;
+    let monitor = consumer.monitor();
+    send_all(&producer, numbered("m", 3)).await;
+    let stream = consumer.into_stream();
+    let asking = eventually(SOON, "3 in the queue", async || {
+        let stats = within(SOON, "stats", monitor.stats()).await.expect("stats");
+        stats.ready + stats.in_flight.unwrap_or(0) == 3
+    });
+    asking.await;
+    drop(stream);
+    let of_none = within(SOON, "dead_letter_stats", monitor.dead_letter_stats()).await;
+    assert_eq!(of_none.expect("dead_letter_stats"), None, "there is no dead letter queue");
+    Ok(())
+}
+
+/// The depth of the dead letter queue.
+pub async fn dead_letters_are_counted<H: Harness>(cx: &Ctx<H>) -> Outcome {
+    let setup = cx.setup();
+    let built = cx.builder_with_dlq(&setup, 1).build_pair().await;
+    let (producer, mut consumer) = built.expect("build_pair");
+    let monitor = consumer.monitor();
+    for text in ["one", "two"] {
+        send(&producer, text).await;
+        nack(receive(&mut consumer).await).await;
+    }
+    let asking = eventually(SOON, "2 dead letters", async || {
+        let stats = within(SOON, "dead_letter_stats", monitor.dead_letter_stats()).await;
+        stats.expect("dead_letter_stats").expect("the consumer has a dead letter queue").ready == 2
+    });
+    asking.await;
+    let mut dead = cx.consumer(&setup.dlq()).await;
+    take(&mut dead, 2).await;
+    let asking = eventually(SOON, "no dead letters", async || {
+        let stats = within(SOON, "dead_letter_stats", monitor.dead_letter_stats()).await;
+        let stats = stats.expect("dead_letter_stats").expect("the consumer has a dead letter queue");
+        stats.ready + stats.in_flight.unwrap_or(0) == 0
+    });
+    asking.await;
+    Ok(())
+}
+
+/// A broker that does not answer is an error in time, and the counts come back with it.
+pub async fn a_silent_broker_is_an_error<H: Harness>(cx: &Ctx<H>) -> Outcome {
+    let proxy = cx.proxy().await?;
+    let setup = cx.setup().via(proxy.addr());
+    let producer = cx.producer(&setup).await;
+    send_all(&producer, numbered("m", 2)).await;
+    proxy.half_open();
+    let asked = within(4 * SOON, "queue_stats without a broker", producer.queue_stats()).await;
+    assert!(
+        asked.as_ref().is_ok_and(|stats| stats.ready == 2)
+            || asked.as_ref().is_err_and(BuqueueError::is_transient),
+        "{asked:?}"
+    );
+    let asking = eventually(4 * SOON, "2 in the queue", async || {
+        let stats = within(4 * SOON, "queue_stats", producer.queue_stats()).await;
+        stats.is_ok_and(|stats| stats.ready + stats.in_flight.unwrap_or(0) == 2)
+    });
+    asking.await;
+    Ok(())
+}
