@@ -36,6 +36,7 @@ mod list;
 mod proxy;
 mod runner;
 pub mod support;
+mod traces;
 pub mod worker;
 
 pub use context::{ConsumerOf, Ctx, ProducerOf};

@@ -289,6 +289,20 @@ macro_rules! __cases {
                 19 delayed_retry_survives_a_killed_consumer(SharedBetweenProcesses DelayedRetry DeliveryCount);
                 17 processes_share(SharedBetweenProcesses);
             }
+            trace {
+                33 one_trace_to_the_answer();
+                33 through_a_nack(DeliveryCount);
+                33 through_a_delayed_retry(DelayedRetry);
+                33 through_a_schedule(ScheduledDelivery);
+                33 through_a_dead_letter_and_a_redrive(DeadLetters);
+                33 batches_link();
+                33 streams_keep_traces_apart();
+                33 attributes_are_the_conventions();
+                33 what_is_carried_stays();
+                33 baggage_comes_through();
+                33 without_spans_of_ours();
+                35 nothing_private_is_said(DeadLetters);
+            }
             stats {
                 34 ready_in_flight_and_scheduled();
                 34 told_by_the_monitor();

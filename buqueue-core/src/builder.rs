@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::dlq::DeadLetters;
 use crate::driver::{Backend, Consumer as _};
+use crate::observe::Scope;
 use crate::shutdown::Shared;
 use crate::{BuqueueError, Consumer, DlqConfig, Producer, QueueConsumer, QueueProducer, Result};
 
@@ -139,7 +140,9 @@ impl<B: Backend, Dispatch> QueueBuilder<B, Dispatch> {
 
     async fn connect_producer(&self) -> Result<Producer<B>> {
         let driver = B::connect_producer(&self.config).await?;
-        Ok(Producer::new(driver, B::capabilities(&self.config)))
+        // Who sends is in no group.
+        let scope = Scope::new(B::NAME, B::destination(&self.config), None);
+        Ok(Producer::new(driver, scope, B::capabilities(&self.config)))
     }
 
     async fn connect_consumer(&self) -> Result<Consumer<B>> {
@@ -163,7 +166,8 @@ impl<B: Backend, Dispatch> QueueBuilder<B, Dispatch> {
                 B::connect_consumer(&config).await?
             }
         };
-        let shared = Shared::new(B::NAME, source, dead_letters, self.drain_timeout, driver.control());
+        let scope = Scope::new(B::NAME, source, B::group(&self.config).as_deref());
+        let shared = Shared::new(scope, dead_letters, self.drain_timeout, driver.control());
         Ok(Consumer::new(driver, Arc::new(shared), B::capabilities(&self.config)))
     }
 }

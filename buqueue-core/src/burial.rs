@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
+use crate::ErrorKind;
 use crate::delivery::{BURIAL, DEAD_LETTER_RETRY, MAX_RECEIVE_COUNT};
 use crate::dlq::{self, Death, Verdict};
 use crate::driver::Received;
 use crate::shutdown::Shared;
-use crate::{ErrorKind, observe};
 
 /// Messages whose last attempt ended in a crash, on their way to the dead letter queue.
 ///
@@ -97,7 +97,7 @@ async fn bury(shared: Arc<Shared>, mut buried: Buried) {
     let death = Death {
         message: lease.message(*index),
         reason: MAX_RECEIVE_COUNT,
-        source: &shared.source,
+        source: &shared.scope.destination,
         attempts,
         first_failed_at: *first_failed_at,
     };
@@ -108,17 +108,20 @@ async fn bury(shared: Arc<Shared>, mut buried: Buried) {
         buried.0 = None;
         return;
     }
-    if let Err(error) = dead_letters.publish(&death).await {
-        observe::dead_letter_failed(shared.backend, &shared.source, &error);
+    let settling = shared.scope.begin_burial(death.message);
+    let published = dead_letters.publish(&death).await;
+    shared.scope.settled(settling, &published);
+    if let Err(error) = published {
+        shared.scope.dead_letter_failed(&error);
         // The message stays in its queue and comes again; others are not held up. If this nack fails too, the lease
         // brings the message back.
         drop(lease.nack(*index, DEAD_LETTER_RETRY).await);
     } else {
         if let Err(error) = lease.ack(*index).await {
-            observe::dead_letter_not_acked(shared.backend, &shared.source, &error);
+            shared.scope.dead_letter_not_acked(&error);
         }
         shared.dead_lettered.fetch_add(1, Ordering::Relaxed);
-        observe::dead_lettered(shared.backend, &shared.source, attempts);
+        shared.scope.dead_lettered(attempts);
     }
     buried.0 = None;
 }

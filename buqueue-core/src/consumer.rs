@@ -18,7 +18,7 @@ use crate::future::Begin;
 use crate::shutdown::{CLOSE_TIMEOUT, Shared};
 use crate::{
     Backoff, BuqueueError, Capabilities, Delivery, DeliveryStream, ErrorKind, QueueFuture, QueueMonitor,
-    Result, ShutdownHandle, observe,
+    Result, ShutdownHandle,
 };
 
 /// How long one driver fetch waits before core asks again. Stopping does not wait for it.
@@ -163,15 +163,19 @@ impl<B: Backend> Consumer<B> {
                 if !self.shared.in_flight.enter(count) {
                     return Err(self.end(stopped::<B>()).await);
                 }
+                // Made for the first: there may be none.
+                let mut receiving = None;
                 for received in self.inbox.drain(..count) {
                     if is_exhausted(&self.shared, &received) {
                         self.burials.push(received);
                     } else {
-                        batch.push(Delivery::new(received, Arc::clone(&self.shared)));
+                        let receiving = receiving.get_or_insert_with(|| self.shared.scope.begin_receive());
+                        batch.push(Delivery::new(received, Arc::clone(&self.shared), receiving));
                     }
                 }
                 self.shared.in_flight.leave(count - batch.len());
-                if !batch.is_empty() {
+                if let Some(receiving) = receiving {
+                    self.shared.scope.received(&receiving, batch.len(), true);
                     return Ok(batch);
                 }
             }
@@ -195,7 +199,10 @@ impl<B: Backend> Consumer<B> {
             if self.burials.is_full() {
                 return Ok(None);
             }
-            self.driver.fetch(ONE, Duration::ZERO, &mut self.inbox).await.map_err(stamp::<B>)?;
+            let started = self.shared.scope.begin_fetch();
+            let outcome = self.driver.fetch(ONE, Duration::ZERO, &mut self.inbox).await;
+            self.shared.scope.fetched(started, &outcome, self.inbox.len());
+            outcome.map_err(stamp::<B>)?;
             if self.inbox.is_empty() {
                 return Ok(None);
             }
@@ -294,6 +301,7 @@ impl<B: Backend> Consumer<B> {
     async fn fill(&mut self, max: NonZeroUsize) -> Result<()> {
         while self.inbox.is_empty() {
             let Self { driver, inbox, burials, shared, .. } = self;
+            let started = shared.scope.begin_fetch();
             let outcome = if burials.is_full() {
                 // More would pile up behind a dead letter queue that does not answer.
                 shared.until_stopped(burials.finish(shared)).await.map(Ok)
@@ -306,9 +314,15 @@ impl<B: Backend> Consumer<B> {
                 });
                 shared.until_stopped(both).await
             };
+            if let Some(outcome) = &outcome {
+                self.shared.scope.fetched(started, outcome, self.inbox.len());
+            }
             match outcome {
                 None => return Err(self.end(stopped::<B>()).await),
                 Some(Ok(())) => {
+                    if self.backoff.failures() > 0 {
+                        self.shared.scope.receive_recovered(self.backoff.failures());
+                    }
                     self.backoff.reset();
                     if self.inbox.is_empty() {
                         // A driver that comes back empty-handed at once must not keep the thread to itself.
@@ -317,7 +331,7 @@ impl<B: Backend> Consumer<B> {
                 }
                 Some(Err(error)) if error.is_transient() => {
                     let delay = self.backoff.next_delay();
-                    observe::receive_failed(B::NAME, &self.shared.source, &error, self.backoff.failures());
+                    self.shared.scope.receive_failed(&error, self.backoff.failures());
                     if self.shared.until_stopped(tokio::time::sleep(delay)).await.is_none() {
                         return Err(self.end(stopped::<B>()).await);
                     }
@@ -361,7 +375,9 @@ impl<B: Backend> Consumer<B> {
             return None;
         }
         if self.shared.in_flight.enter(1) {
-            return Some(Delivery::new(received, Arc::clone(&self.shared)));
+            let receiving = self.shared.scope.begin_receive();
+            self.shared.scope.received(&receiving, 1, false);
+            return Some(Delivery::new(received, Arc::clone(&self.shared), &receiving));
         }
         self.inbox.push(received);
         None
@@ -387,7 +403,7 @@ impl<B: Backend> Consumer<B> {
         let all = async {
             while let Some(received) = inbox.last() {
                 if let Err(error) = received.lease.release(received.index).await {
-                    observe::close_failed(B::NAME, &shared.source, &error);
+                    shared.scope.close_failed(&error);
                 }
                 inbox.pop();
             }

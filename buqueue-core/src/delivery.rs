@@ -12,8 +12,9 @@ use serde::de::DeserializeOwned;
 
 use crate::dlq::{self, DeadLetters, Death, Verdict};
 use crate::driver::{Lease, Received};
+use crate::observe::{Operation, Processing, Receiving, Settling, Started};
 use crate::shutdown::Shared;
-use crate::{BuqueueError, ErrorKind, Headers, Message, MessageId, QueueProducer, Result, observe};
+use crate::{BuqueueError, ErrorKind, Headers, Message, MessageId, QueueProducer, Result};
 
 /// The lease of a message while its dead letter is published.
 pub(crate) const BURIAL: Duration = Duration::from_secs(30);
@@ -44,14 +45,21 @@ pub struct Delivery {
     /// Counted among the consumer's deliveries in flight.
     in_flight: bool,
     first_failed_at: Option<DateTime<Utc>>,
+    /// When it was handed out.
+    since: Started,
+    pub(crate) processing: Processing,
 }
 
 impl Delivery {
-    /// Wraps what a driver received. It must have been counted in by `in_flight.enter()`.
+    /// Wraps what a driver received, handed out by the call of `receiving`. It must have been counted in by
+    /// `in_flight.enter()`.
     #[inline]
-    pub(crate) fn new(received: Received, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(received: Received, shared: Arc<Shared>, receiving: &Receiving) -> Self {
         let (delivery_count, first_failed_at) = dlq::story(&received);
+        let processing = shared.scope.process(receiving, &received, delivery_count);
         Self {
+            since: Started::now(),
+            processing,
             lease: received.lease,
             shared,
             index: received.index,
@@ -132,6 +140,20 @@ impl Delivery {
         self.first_failed_at
     }
 
+    /// Runs `future` inside the span of this message, so that its own spans and events, and the messages that it sends,
+    /// belong to the same trace. Without the feature `tracing` it is the future itself.
+    ///
+    /// ```
+    /// # async fn handle(payload: &[u8]) {}
+    /// # async fn example(delivery: buqueue_core::Delivery) -> buqueue_core::Result<()> {
+    /// delivery.instrument(handle(delivery.payload())).await;
+    /// delivery.ack().await
+    /// # }
+    /// ```
+    pub fn instrument<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        self.processing.instrument(future)
+    }
+
     /// The message is processed; the broker forgets it.
     ///
     /// Acks awaited concurrently are sent together where the broker allows it.
@@ -146,7 +168,10 @@ impl Delivery {
         let mut delivery = self;
         async move {
             delivery.open = false;
-            delivery.lease.ack(delivery.index).await.map_err(|error| delivery.stamp(error, "ack"))
+            let settling = delivery.settle(Operation::Ack);
+            let outcome = delivery.lease.ack(delivery.index).await;
+            delivery.shared.scope.settled(settling, &outcome);
+            outcome.map_err(|error| delivery.stamp(error, "ack"))
         }
     }
 
@@ -158,7 +183,14 @@ impl Delivery {
         let mut deliveries: Vec<Self> = deliveries.into_iter().collect();
         for delivery in &mut deliveries {
             delivery.open = false;
+            delivery.shared.scope.ended(Operation::Ack, &delivery.processing, &delivery.since);
         }
+        let settlings: Vec<(usize, Settling)> = Self::by_consumer(&deliveries)
+            .map(|(at, run)| {
+                let processings = run.iter().map(|delivery| &delivery.processing);
+                (at, run[0].shared.scope.settle_many(processings))
+            })
+            .collect();
         let mut indexes = Vec::with_capacity(deliveries.len());
         let runs: Vec<&[Self]> = deliveries.chunk_by(|a, b| Arc::ptr_eq(&a.lease, &b.lease)).collect();
         indexes.extend(deliveries.iter().map(|delivery| delivery.index));
@@ -180,6 +212,9 @@ impl Delivery {
             let outcome = ack.await.map_err(|error| delivery.stamp(error, "ack"));
             first_failure = outcome.and(first_failure);
         }
+        for (at, settling) in settlings {
+            deliveries[at].shared.scope.settled(settling, &first_failure);
+        }
         // Counted off together: the count is the one thing that all of them share.
         for run in deliveries.chunk_by_mut(|a, b| Arc::ptr_eq(&a.shared, &b.shared)) {
             let count = run
@@ -187,10 +222,19 @@ impl Delivery {
                 .filter_map(|delivery| delivery.in_flight.then(|| delivery.in_flight = false))
                 .count();
             if let Some(delivery) = run.first() {
-                delivery.shared.in_flight.leave(count);
+                delivery.shared.leave(count);
             }
         }
         first_failure
+    }
+
+    /// Runs of deliveries of one consumer, each with the place where it begins.
+    fn by_consumer(deliveries: &[Self]) -> impl Iterator<Item = (usize, &[Self])> {
+        deliveries.chunk_by(|a, b| Arc::ptr_eq(&a.shared, &b.shared)).scan(0, |next, run| {
+            let at = *next;
+            *next += run.len();
+            Some((at, run))
+        })
     }
 
     /// The attempt failed: the message is visible again at once, or, after the last allowed attempt, moves to the
@@ -200,7 +244,7 @@ impl Delivery {
     /// As [`ack`](Self::ack). When the dead letter could not be published, its error; the message then stays in its
     /// queue.
     pub async fn nack(self) -> Result<()> {
-        self.fail(Duration::ZERO).await
+        self.fail(Duration::ZERO, Operation::Nack).await
     }
 
     /// As [`nack`](Self::nack), but the message is visible again after `delay`. The broker keeps the delay, so it
@@ -209,7 +253,7 @@ impl Delivery {
     /// # Errors
     /// As [`nack`](Self::nack).
     pub async fn nack_after(self, delay: Duration) -> Result<()> {
-        self.fail(delay).await
+        self.fail(delay, Operation::NackAfter).await
     }
 
     /// Moves the message to the dead letter queue now, with the reason.
@@ -221,14 +265,14 @@ impl Delivery {
         let shared = Arc::clone(&self.shared);
         let Some(dead_letters) = &shared.dead_letters else {
             self.open = false;
+            let settling = self.settle(Operation::Nack);
+            let outcome = self.lease.nack(self.index, Duration::ZERO).await;
+            shared.scope.settled(settling, &outcome);
+            outcome.map_err(|error| self.stamp(error, "dead_letter"))?;
             let error = BuqueueError::new(ErrorKind::Unsupported, "the consumer has no dead letter queue");
-            self.lease
-                .nack(self.index, Duration::ZERO)
-                .await
-                .map_err(|error| self.stamp(error, "dead_letter"))?;
             return Err(self.stamp(error, "dead_letter"));
         };
-        self.bury(dead_letters, reason.as_ref(), "dead_letter").await
+        self.bury(dead_letters, reason.as_ref(), Operation::DeadLetter).await
     }
 
     /// Sends a dead letter back through `producer`, with its headers, routing key and deduplication id, and acks it
@@ -254,37 +298,48 @@ impl Delivery {
         self.lease.extend(self.index, by).await.map_err(|error| self.stamp(error, "extend_visibility"))
     }
 
-    async fn fail(mut self, after: Duration) -> Result<()> {
+    async fn fail(mut self, after: Duration, operation: Operation) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         match &shared.dead_letters {
             Some(dead_letters)
                 if dlq::after_failure(self.broker_count, dead_letters.max_receive_count)
                     == Verdict::DeadLetter =>
             {
-                self.bury(dead_letters, MAX_RECEIVE_COUNT, "nack").await
+                self.bury(dead_letters, MAX_RECEIVE_COUNT, operation).await
             }
             _ => {
                 self.open = false;
-                self.lease.nack(self.index, after).await.map_err(|error| self.stamp(error, "nack"))
+                let settling = self.settle(operation);
+                let outcome = self.lease.nack(self.index, after).await;
+                shared.scope.settled(settling, &outcome);
+                outcome.map_err(|error| self.stamp(error, operation.name()))
             }
         }
     }
 
+    /// Moves the message to the dead letter queue, at the call named `operation`.
+    async fn bury(mut self, dead_letters: &DeadLetters, reason: &str, operation: Operation) -> Result<()> {
+        let settling = self.settle(Operation::DeadLetter);
+        let outcome = self.publish_and_ack(dead_letters, reason).await;
+        self.shared.scope.settled(settling, &outcome);
+        outcome.map_err(|error| self.stamp(error, operation.name()))
+    }
+
     /// Publish, confirm, then ack. Until it is published the delivery stays open: dropped here, it is nacked.
-    async fn bury(mut self, dead_letters: &DeadLetters, reason: &str, operation: &'static str) -> Result<()> {
+    async fn publish_and_ack(&mut self, dead_letters: &DeadLetters, reason: &str) -> Result<()> {
         // A handler that outlived its lease must not publish what somebody else will publish too; and the lease must
         // not run out in the middle.
         if let Err(error) = self.lease.extend(self.index, BURIAL).await
             && error.kind == ErrorKind::LeaseExpired
         {
             self.open = false;
-            return Err(self.stamp(error, operation));
+            return Err(error);
         }
         let published = dead_letters
             .publish(&Death {
                 message: self.message(),
                 reason,
-                source: &self.shared.source,
+                source: &self.shared.scope.destination,
                 attempts: self.delivery_count,
                 first_failed_at: self.first_failed_at,
             })
@@ -293,20 +348,25 @@ impl Delivery {
         match published {
             Ok(_) => {
                 self.shared.dead_lettered.fetch_add(1, Ordering::Relaxed);
-                observe::dead_lettered(self.shared.backend, &self.shared.source, self.delivery_count);
-                self.lease.ack(self.index).await.map_err(|error| self.stamp(error, operation))
+                self.processing.within(|| self.shared.scope.dead_lettered(self.delivery_count));
+                self.lease.ack(self.index).await
             }
             Err(error) => {
-                observe::dead_letter_failed(self.shared.backend, &self.shared.source, &error);
+                self.shared.scope.dead_letter_failed(&error);
                 // If this fails too, the lease brings the message back.
                 drop(self.lease.nack(self.index, DEAD_LETTER_RETRY).await);
-                Err(self.stamp(error, operation))
+                Err(error)
             }
         }
     }
 
+    #[inline]
+    fn settle(&self, operation: Operation) -> Settling {
+        self.shared.scope.settle(operation, &self.processing, &self.since)
+    }
+
     fn stamp(&self, error: BuqueueError, operation: &'static str) -> BuqueueError {
-        error.at(self.shared.backend, operation)
+        error.at(self.shared.scope.backend, operation)
     }
 }
 
@@ -318,11 +378,11 @@ impl Drop for Delivery {
     fn drop(&mut self) {
         if self.open {
             self.shared.abandoned.fetch_add(1, Ordering::Relaxed);
-            observe::abandoned(self.shared.backend, &self.shared.source);
+            self.shared.scope.abandoned(&self.processing, &self.since);
             self.lease.abandon(self.index);
         }
         if self.in_flight {
-            self.shared.in_flight.leave(1);
+            self.shared.leave(1);
         }
     }
 }

@@ -37,6 +37,12 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// The queue, topic or stream that the configuration names, for dead letter headers and telemetry.
     fn destination(config: &Self::Config) -> String;
 
+    /// The consumer group that the configuration names, for telemetry; `None` where there is none.
+    fn group(config: &Self::Config) -> Option<String> {
+        let _ = config;
+        None
+    }
+
     /// The same connection, pointed at another queue. Core opens the dead letter queue with it.
     fn redirect(config: &Self::Config, destination: &str) -> Self::Config;
 
@@ -215,6 +221,12 @@ pub trait Lease: Send + Sync + 'static {
     /// The broker's id of the message.
     fn message_id(&self, index: u32) -> MessageId;
 
+    /// Tells what only this broker has to say of the message, by the names that OpenTelemetry has for it: a partition, an
+    /// offset, a delivery tag. Only asked when somebody wants to see it.
+    fn details(&self, index: u32, tell: &mut dyn FnMut(&'static str, Detail<'_>)) {
+        let _ = (index, tell);
+    }
+
     /// The message is processed; the broker forgets it.
     ///
     /// # Behavior
@@ -254,6 +266,16 @@ pub trait Lease: Send + Sync + 'static {
             first_failure
         })
     }
+}
+
+/// A value of [`Lease::details`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Detail<'a> {
+    /// A text.
+    Text(&'a str),
+    /// A number.
+    Number(i64),
 }
 
 /// One delivery on its way from a driver to the user.

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::capability::Limits;
 use crate::headers::RESERVED_PREFIX;
-use crate::{BuqueueError, ErrorKind, Headers, Result};
+use crate::{BuqueueError, ErrorKind, Headers, Result, observe};
 
 /// What is sent and received.
 ///
@@ -200,6 +200,14 @@ impl Message {
         self.meta_mut().headers.insert(name, value);
     }
 
+    /// Drops the time that a message was scheduled for, when it is sent again.
+    #[inline]
+    pub(crate) fn drop_due_time(&mut self) {
+        if let Some(meta) = &mut self.meta {
+            meta.headers.remove(observe::DELIVER_AT);
+        }
+    }
+
     /// A copy of the message without the headers that buqueue adds.
     pub(crate) fn without_reserved_headers(&self) -> Self {
         let headers = self.headers().iter().filter(|(name, _)| !name.starts_with(RESERVED_PREFIX)).collect();
@@ -217,7 +225,8 @@ impl Message {
                 let fact = format!("header name {name:?}: must be 1 to 255 bytes of visible ASCII");
                 return Err(BuqueueError::new(ErrorKind::InvalidMessage, fact));
             }
-            if !meta.internal && name.starts_with(RESERVED_PREFIX) {
+            // A message that is passed on as it came may bring the time along that it was scheduled for.
+            if !meta.internal && name.starts_with(RESERVED_PREFIX) && name != observe::DELIVER_AT {
                 let fact = format!("header name {name:?}: the prefix {RESERVED_PREFIX:?} is reserved");
                 return Err(BuqueueError::new(ErrorKind::InvalidMessage, fact));
             }

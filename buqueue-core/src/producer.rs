@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use crate::capability::Capabilities;
 use crate::driver::{Backend, Producer as _};
 use crate::future::BeginSend;
+use crate::observe::{Operation, Scope, Sending};
 use crate::{BuqueueError, ErrorKind, Feature, Message, MessageId, QueueFuture, QueueStats, Result};
 
 /// Sends messages to one queue.
@@ -38,12 +39,13 @@ pub struct Producer<B: Backend> {
 
 struct Inner<B: Backend> {
     driver: B::Producer,
+    scope: Scope,
     capabilities: Capabilities,
 }
 
 impl<B: Backend> Producer<B> {
-    pub(crate) fn new(driver: B::Producer, capabilities: Capabilities) -> Self {
-        Self { inner: Arc::new(Inner { driver, capabilities }) }
+    pub(crate) fn new(driver: B::Producer, scope: Scope, capabilities: Capabilities) -> Self {
+        Self { inner: Arc::new(Inner { driver, scope, capabilities }) }
     }
 
     /// Sends one message; `Ok` means that the broker has taken it at its strongest ordinary acknowledgement.
@@ -57,13 +59,17 @@ impl<B: Backend> Producer<B> {
     /// [`Throttled`](ErrorKind::Throttled) when the broker refuses for now; [`NotFound`](ErrorKind::NotFound) when
     /// no queue took it.
     pub async fn send(&self, message: Message) -> Result<MessageId> {
-        self.check(&message).map_err(stamp::<B>("send"))?;
-        match self.inner.driver.send_ready(message) {
-            Ok(outcome) => outcome,
-            // Boxed, so that the future of a send that need not wait stays small enough to be moved cheaply.
-            Err(message) => Box::pin(self.inner.driver.send(message)).await,
-        }
-        .map_err(stamp::<B>("send"))
+        let sending = self.inner.scope.begin_send(Operation::Send);
+        let outcome = match self.prepare(&sending, message, None) {
+            Err(error) => Err(error),
+            Ok(message) => match self.inner.driver.send_ready(message) {
+                Ok(outcome) => outcome,
+                // Boxed, so that the future of a send that need not wait stays small enough to be moved cheaply.
+                Err(message) => Box::pin(self.inner.driver.send(message)).await,
+            },
+        };
+        sending.end(&outcome);
+        outcome.map_err(stamp::<B>("send"))
     }
 
     /// Sends one message that becomes visible at `deliver_at`: never earlier by the broker's clock, at most a second
@@ -76,8 +82,13 @@ impl<B: Backend> Producer<B> {
     /// As [`send`](Self::send); [`Unsupported`](ErrorKind::Unsupported) when the time lies beyond the backend's
     /// horizon.
     pub async fn send_at(&self, message: Message, deliver_at: DateTime<Utc>) -> Result<MessageId> {
-        self.check(&message).and_then(|()| self.check_horizon(deliver_at)).map_err(stamp::<B>("send_at"))?;
-        self.inner.driver.send_at(message, deliver_at).await.map_err(stamp::<B>("send_at"))
+        let sending = self.inner.scope.begin_send(Operation::SendAt);
+        let outcome = match self.prepare(&sending, message, Some(deliver_at)) {
+            Err(error) => Err(error),
+            Ok(message) => self.inner.driver.send_at(message, deliver_at).await,
+        };
+        sending.end(&outcome);
+        outcome.map_err(stamp::<B>("send_at"))
     }
 
     /// Sends many messages in as few round trips as the broker allows, keeping their order. Any length, also none.
@@ -85,18 +96,21 @@ impl<B: Backend> Producer<B> {
     /// # Errors
     /// [`PartialBatch`](ErrorKind::PartialBatch) when at least one message failed; its
     /// [`outcomes`](BuqueueError::outcomes) tell which. The others were sent.
-    pub async fn send_batch(&self, messages: Vec<Message>) -> Result<Vec<MessageId>> {
+    pub async fn send_batch(&self, mut messages: Vec<Message>) -> Result<Vec<MessageId>> {
         if messages.is_empty() {
             return Ok(Vec::new());
         }
-        let verdicts: Vec<Result<()>> = messages.iter().map(|message| self.check(message)).collect();
         let count = messages.len();
+        let sending = self.inner.scope.begin_batch(count);
+        let verdicts: Vec<Result<()>> =
+            messages.iter_mut().map(|message| self.check_and_equip(&sending, message, None)).collect();
         let mut outcomes = if verdicts.iter().all(Result::is_ok) {
             self.inner.driver.send_batch(messages).await
         } else {
             self.send_valid(messages, verdicts).await
         };
         outcomes.resize_with(count, || Err(no_outcome()));
+        sending.end_batch(&outcomes);
         if outcomes.iter().all(Result::is_ok) {
             return outcomes.into_iter().collect();
         }
@@ -150,8 +164,40 @@ impl<B: Backend> Producer<B> {
         self.inner.driver.close().await.map_err(stamp::<B>("close"))
     }
 
-    fn check(&self, message: &Message) -> Result<()> {
-        message.validate(self.inner.capabilities.limits())
+    /// The message as it goes to the driver, or why it does not.
+    #[inline]
+    fn prepare(
+        &self,
+        sending: &Sending<'_>,
+        mut message: Message,
+        deliver_at: Option<DateTime<Utc>>,
+    ) -> Result<Message> {
+        self.check_and_equip(sending, &mut message, deliver_at)?;
+        Ok(message)
+    }
+
+    /// Checks the message, and then gives it what travels with it.
+    #[inline]
+    fn check_and_equip(
+        &self,
+        sending: &Sending<'_>,
+        message: &mut Message,
+        deliver_at: Option<DateTime<Utc>>,
+    ) -> Result<()> {
+        message.drop_due_time();
+        message.validate(self.inner.capabilities.limits())?;
+        if let Some(deliver_at) = deliver_at {
+            self.check_horizon(deliver_at)?;
+        }
+        sending.equip(message, deliver_at, |message| self.header_room(message));
+        Ok(())
+    }
+
+    /// How many bytes of headers may be added to a message that is valid, so that it stays so.
+    fn header_room(&self, message: &Message) -> usize {
+        let limit = self.inner.capabilities.limits().header_bytes;
+        let room = limit.map_or(usize::MAX, |limit| limit.saturating_sub(message.headers().byte_len()));
+        room.min(self.inner.driver.header_room(message))
     }
 
     fn check_horizon(&self, deliver_at: DateTime<Utc>) -> Result<()> {
@@ -178,16 +224,23 @@ fn stamp<B: Backend>(operation: &'static str) -> impl Fn(BuqueueError) -> Buqueu
 
 impl<B: Backend> BeginSend<Result<MessageId>> for Producer<B> {
     fn begin(&self, message: Message) -> QueueFuture<'_, Result<MessageId>> {
-        if let Err(error) = self.check(&message) {
-            return QueueFuture::ready(Err(error.at(B::NAME, "send")));
-        }
-        match self.inner.driver.send_ready(message) {
-            Ok(outcome) => QueueFuture::ready(outcome.map_err(stamp::<B>("send"))),
-            Err(message) => {
-                let sent = self.inner.driver.send(message);
-                QueueFuture::pending(async move { sent.await.map_err(stamp::<B>("send")) })
-            }
-        }
+        let sending = self.inner.scope.begin_send(Operation::Send);
+        let outcome = match self.prepare(&sending, message, None) {
+            Err(error) => Err(error),
+            Ok(message) => match self.inner.driver.send_ready(message) {
+                Ok(outcome) => outcome,
+                Err(message) => {
+                    let sent = self.inner.driver.send(message);
+                    return QueueFuture::pending(async move {
+                        let outcome = sent.await;
+                        sending.end(&outcome);
+                        outcome.map_err(stamp::<B>("send"))
+                    });
+                }
+            },
+        };
+        sending.end(&outcome);
+        QueueFuture::ready(outcome.map_err(stamp::<B>("send")))
     }
 }
 

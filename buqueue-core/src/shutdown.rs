@@ -13,16 +13,15 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::dlq::DeadLetters;
 use crate::driver::Control;
-use crate::observe;
+use crate::observe::Scope;
 
 /// How long closing the driver may take after the drain, so that a dead broker cannot hold a shutdown.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The state that a consumer, its deliveries and its shutdown handles share.
 pub(crate) struct Shared {
-    pub(crate) backend: &'static str,
-    /// The queue, for dead letter headers and telemetry.
-    pub(crate) source: Box<str>,
+    /// The queue, as errors, dead letters and telemetry name it.
+    pub(crate) scope: Scope,
     pub(crate) dead_letters: Option<DeadLetters>,
     pub(crate) in_flight: InFlight,
     pub(crate) abandoned: AtomicU64,
@@ -36,15 +35,13 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(
-        backend: &'static str,
-        source: String,
+        scope: Scope,
         dead_letters: Option<DeadLetters>,
         drain_timeout: Duration,
         control: Arc<dyn Control>,
     ) -> Self {
         Self {
-            backend,
-            source: source.into_boxed_str(),
+            scope,
             dead_letters,
             in_flight: InFlight::default(),
             abandoned: AtomicU64::new(0),
@@ -54,6 +51,13 @@ impl Shared {
             drain_deadline: OnceLock::new(),
             control,
         }
+    }
+
+    /// So many deliveries are no longer out.
+    #[inline]
+    pub(crate) fn leave(&self, count: usize) {
+        self.scope.left(count);
+        self.in_flight.leave(count);
     }
 
     /// Whether new deliveries have stopped.
@@ -99,7 +103,7 @@ impl Shared {
             Some(deadline) => drop(timeout_at(deadline, self.in_flight.drained()).await),
             None => self.in_flight.drained().await,
         }
-        observe::stopped(self.backend, &self.source, self.in_flight.count());
+        self.scope.stopped(self.in_flight.count());
         self.close().await;
     }
 
@@ -107,7 +111,7 @@ impl Shared {
     pub(crate) async fn close(&self) {
         match timeout(CLOSE_TIMEOUT, self.control.close()).await {
             Ok(Ok(())) | Err(_) => {}
-            Ok(Err(error)) => observe::close_failed(self.backend, &self.source, &error),
+            Ok(Err(error)) => self.scope.close_failed(&error),
         }
     }
 }
@@ -115,8 +119,8 @@ impl Shared {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
-            .field("backend", &self.backend)
-            .field("source", &self.source)
+            .field("backend", &self.scope.backend)
+            .field("source", &self.scope.destination)
             .field("in_flight", &self.in_flight.count())
             .field("stopped", &self.is_stopped())
             .finish_non_exhaustive()

@@ -1,6 +1,9 @@
 //! How much lies in a queue.
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
 
 use crate::Result;
 use crate::shutdown::Shared;
@@ -57,7 +60,7 @@ impl QueueMonitor {
     /// As [`Producer::queue_stats`](crate::Producer::queue_stats).
     pub async fn stats(&self) -> Result<QueueStats> {
         let stats = self.shared.control.queue_stats().await;
-        stats.map_err(|error| error.at(self.shared.backend, "queue_stats"))
+        stats.map_err(|error| error.at(self.shared.scope.backend, "queue_stats"))
     }
 
     /// Counts what lies in the dead letter queue of the consumer; `None` when it has none.
@@ -67,6 +70,34 @@ impl QueueMonitor {
     pub async fn dead_letter_stats(&self) -> Result<Option<QueueStats>> {
         let Some(dead_letters) = &self.shared.dead_letters else { return Ok(None) };
         let stats = dead_letters.queue_stats().await;
-        stats.map(Some).map_err(|error| error.at(self.shared.backend, "queue_stats"))
+        stats.map(Some).map_err(|error| error.at(self.shared.scope.backend, "queue_stats"))
+    }
+
+    /// Counts again and again, `every` so long, and reports it as the metrics `buqueue.queue.messages` and
+    /// `buqueue.queue.dead_letters`, until the consumer is shut down. Spawn it where the feature `metrics` is on:
+    /// instruments cannot ask a broker by themselves.
+    ///
+    /// What cannot be counted is logged, and asked again the next time.
+    pub async fn report(&self, every: Duration) {
+        // A busy loop would be no interval.
+        let every = every.max(Duration::from_millis(10));
+        while !self.shared.is_stopped() {
+            match self.count().await {
+                Ok((queue, dead_letters)) => self.shared.scope.counted(&queue, dead_letters.as_ref()),
+                Err(error) => self.shared.scope.count_failed(&error),
+            }
+            // In steps, so that a shutdown does not wait for the interval; the one waker is the consumer's.
+            let next = Instant::now() + every;
+            while Instant::now() < next && !self.shared.is_stopped() {
+                sleep_until(next.min(Instant::now() + STEP)).await;
+            }
+        }
+    }
+
+    async fn count(&self) -> Result<(QueueStats, Option<QueueStats>)> {
+        Ok((self.stats().await?, self.dead_letter_stats().await?))
     }
 }
+
+/// How soon [`QueueMonitor::report`] notices a shutdown.
+const STEP: Duration = Duration::from_millis(500);

@@ -4,6 +4,11 @@ pub use buqueue_core::*;
 
 pub mod prelude;
 
+/// The guide, compiled.
+#[cfg(all(doctest, feature = "tracing", feature = "metrics"))]
+#[doc = include_str!("../../OBSERVING.md")]
+mod observing {}
+
 /// The in-memory backend, for tests and small programs (feature `memory`).
 #[cfg(feature = "memory")]
 pub mod memory {

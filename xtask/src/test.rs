@@ -79,6 +79,14 @@ pub fn command(arguments: &[String]) -> Result<()> {
             "lints",
             cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
         )?;
+        // All features are on in the rest of the run, and what is left without them is nowhere else.
+        for feature in ["", "tracing", "metrics"] {
+            let name = if feature.is_empty() { "no feature" } else { feature };
+            report.step(
+                &format!("core with {name}"),
+                cargo(&["clippy", "-p", "buqueue-core", "--features", feature, "--", "-D", "warnings"]),
+            )?;
+        }
     }
     for run in 1..=runs {
         let mut test = cargo(&["test", "--no-fail-fast"]);
@@ -244,7 +252,7 @@ fn dependency_tree() -> Result<String> {
         Ok(names)
     };
     let memory = crates("memory")?;
-    for foreign in ["redis", "syn", "tracing", "opentelemetry"] {
+    for foreign in ["redis", "syn", "tracing", "opentelemetry", "tracing-opentelemetry"] {
         if memory.iter().any(|name| name == foreign) {
             bail!("feature memory pulls {foreign}");
         }
@@ -262,8 +270,8 @@ fn dependency_tree() -> Result<String> {
     let mut counts = vec![format!("memory {} crates", memory.len())];
     for (feature, own) in CLIENTS {
         let tree = crates(feature)?;
-        for (_, foreign) in CLIENTS.iter().filter(|(_, client)| client != own).chain(&[("", "opentelemetry")])
-        {
+        let observing = [("", "opentelemetry"), ("", "tracing-opentelemetry")];
+        for (_, foreign) in CLIENTS.iter().filter(|(_, client)| client != own).chain(&observing) {
             if tree.iter().any(|name| name == foreign) {
                 bail!("feature {feature} pulls {foreign}");
             }

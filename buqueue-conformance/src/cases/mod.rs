@@ -24,3 +24,4 @@ pub mod send;
 pub mod shutdown;
 pub mod stats;
 pub mod stream;
+pub mod trace;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use buqueue_core::{BuqueueError, Message, QueueStats};
 use chrono::Utc;
+use tokio::time::Instant;
 
 use crate::support::{SOON, ack, eventually, nack, numbered, receive, send, send_all, take, within};
 use crate::{Ctx, Harness, Outcome, ProducerOf};
@@ -16,17 +17,16 @@ async fn counted<H: Harness>(
     expected: impl Fn(QueueStats) -> bool,
 ) {
     let told = cx.harness().counts();
-    let mut seen = None;
-    let asking = eventually(SOON, what, async || {
+    let deadline = Instant::now() + SOON;
+    loop {
         let stats = within(SOON, "queue_stats", producer.queue_stats()).await.expect("queue_stats");
         assert_eq!((stats.in_flight.is_some(), stats.scheduled.is_some()), (told.in_flight, told.scheduled));
-        if seen != Some(stats) {
-            println!("{what}: {stats:?}");
-            seen = Some(stats);
+        if expected(stats) {
+            return;
         }
-        expected(stats)
-    });
-    asking.await;
+        assert!(Instant::now() < deadline, "{what}: the last of {SOON:?} is {stats:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// What waits, what is held, what is to come, and nothing when all is done.
