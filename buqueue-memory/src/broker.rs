@@ -20,7 +20,8 @@ impl MemoryBroker {
         config.validate()?;
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(queue) = queues.get(&config.queue) else {
-            let queue = Arc::new(Queue::new(config.capacity, config.deduplication_window));
+            let queue = Queue::new(config.queue.clone(), config.capacity, config.deduplication_window);
+            let queue = Arc::new(queue);
             queues.insert(config.queue.clone(), Arc::clone(&queue));
             return Ok(queue);
         };

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use buqueue_core::driver::{Consumer, Control, Received};
-use buqueue_core::{QueueFuture, Result};
+use buqueue_core::driver::{self, Activity, Backend as _, Consumer, Control, Received};
+use buqueue_core::{QueueFuture, QueueStats, Result};
 use tokio::runtime::{self, Handle};
 use tokio::task::unconstrained;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::MemoryBackend;
 use crate::lease::{Chunk, lease_end, millis_up};
 use crate::queue::{BLOCK_BYTES, LOOK_AGAIN, Queue, State};
 use crate::slot::Block;
@@ -35,6 +36,8 @@ struct Hand {
     ahead: bool,
     /// An empty block, to be given back to the queue under the next lock.
     spare: Option<Block>,
+    /// Leases that were found to have run out, to be told of after the lock.
+    reclaimed: usize,
     /// To be dropped after the lock: a payload's drop may run the user's code.
     garbage: Garbage,
 }
@@ -62,6 +65,7 @@ impl MemoryConsumer {
             current: None,
             ahead: false,
             spare: None,
+            reclaimed: 0,
             garbage: Garbage::default(),
         };
         Self { queue, hand, alarm: None, closed }
@@ -97,7 +101,7 @@ impl Hand {
         if let Some(spare) = self.spare.take() {
             state.recycle(spare);
         }
-        state.advance(queue, now);
+        self.reclaimed += state.advance(queue, now);
         while out.len() < max && state.ready() > 0 {
             // Ahead of need only while nobody else waits; else a fair share.
             let waiting = state.waiting();
@@ -144,10 +148,8 @@ impl Hand {
         if std::mem::take(&mut self.ahead) {
             state.leased_ahead -= 1;
         }
-        if let Some(chunk) = &self.current
-            && chunk.close(1)
-        {
-            state.forget(chunk);
+        if let Some(chunk) = &self.current {
+            state.leave(chunk);
         }
     }
 
@@ -169,8 +171,12 @@ impl Hand {
         }
     }
 
-    /// Drops what was put aside; without the lock.
-    fn sweep(&mut self) {
+    /// Drops what was put aside, and tells what was found; without the lock.
+    fn sweep(&mut self, queue: &Queue) {
+        let reclaimed = std::mem::take(&mut self.reclaimed);
+        if reclaimed > 0 {
+            driver::tell(MemoryBackend::NAME, queue.name(), Activity::Reclaimed(reclaimed));
+        }
         for mut block in self.garbage.blocks.drain(..) {
             block.clear();
             self.spare = Some(block);
@@ -196,7 +202,7 @@ impl Consumer for MemoryConsumer {
             let free = self.queue.free(&state);
             self.queue.wake_consumer(state);
             self.queue.wake_producer_for(free);
-            self.hand.sweep();
+            self.hand.sweep(&self.queue);
         }
         Ok(())
     }
@@ -239,14 +245,14 @@ impl Turn<'_> {
                 let free = queue.free(&state);
                 queue.wake_consumer(state);
                 queue.wake_producer_for(free);
-                hand.sweep();
+                hand.sweep(queue);
                 return Poll::Ready(());
             }
             hand.let_go(&mut state);
             let watch = state.wait(hand.seat, context.waker());
             self.waiting = true;
             queue.wake_consumer(state);
-            hand.sweep();
+            hand.sweep(queue);
             let again = now.saturating_add(millis_up(LOOK_AGAIN));
             let at = queue.instant(watch.unwrap_or(again).min(again).min(give_up));
             if Alarm::poll(alarm, at, context).is_pending() {
@@ -318,6 +324,10 @@ impl Control for Closed {
     fn close(&self) -> QueueFuture<'_, Result<()>> {
         self.close_now();
         QueueFuture::ready(Ok(()))
+    }
+
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+        QueueFuture::ready(Ok(self.queue.stats()))
     }
 }
 

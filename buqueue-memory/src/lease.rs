@@ -117,6 +117,18 @@ impl Chunk {
         count > 0 && self.open.fetch_sub(count, Ordering::AcqRel) == count
     }
 
+    /// How many messages are not settled, and one more while a consumer hands out from here.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// How many leases have run out that nobody has ended yet.
+    pub(crate) fn overdue(&self, now: u64) -> usize {
+        let handed_out = self.slots.iter().take(self.cursor.load(Ordering::Relaxed));
+        let states = handed_out.map(|slot| slot.state.load(Ordering::Relaxed));
+        states.filter(|state| state & TAG == LEASED && state >> 2 <= now).count()
+    }
+
     /// Ends the leases that ran out and tells when the next one may.
     pub(crate) fn end_leases(&self, now: u64, mut ended: impl FnMut(&Slot)) -> u64 {
         let mut next = u64::MAX;

@@ -15,6 +15,10 @@
 //! There is no background task and no task per message: whoever waits for messages also watches the clock, and looks
 //! at least twice a second.
 //!
+//! What `queue_stats` counts: as ready what a consumer that asks now is given, so also what has become due and messages
+//! whose lease has run out; as in flight what is leased, with the little that a busy consumer takes ahead; as scheduled
+//! what is not due. One short lock, under which nothing is moved.
+//!
 //! Not promised: anything after the process ends. A queue has one group of consumers, which share its messages.
 //!
 //! ```
@@ -40,6 +44,7 @@ mod producer;
 mod queue;
 mod schedule;
 mod slot;
+mod waiting;
 
 pub use backend::MemoryBackend;
 pub use broker::MemoryBroker;

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use buqueue_core::driver::Producer;
-use buqueue_core::{Message, MessageId, Result};
+use buqueue_core::{Message, MessageId, QueueStats, Result};
 use chrono::{DateTime, Utc};
 
 use crate::queue::{Queue, Sent};
@@ -66,5 +66,9 @@ impl Producer for MemoryProducer {
             }
             self.queue.space().await;
         }
+    }
+
+    async fn queue_stats(&self) -> Result<QueueStats> {
+        Ok(self.queue.stats())
     }
 }

@@ -1,5 +1,6 @@
+mod stats;
+
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -14,6 +15,7 @@ use crate::dedup::Dedup;
 use crate::lease::Chunk;
 use crate::schedule::Schedule;
 use crate::slot::{Block, Slot};
+use crate::waiting::Waiting;
 
 /// Messages wait in blocks, and a busy consumer leases a whole block under one short lock.
 pub(crate) const BLOCK: usize = 64;
@@ -35,6 +37,7 @@ const SPARES: usize = 32;
 ///
 /// Time is milliseconds since the queue was made, by tokio's clock.
 pub(crate) struct Queue {
+    name: String,
     state: Padded<Mutex<State>>,
     started: Instant,
     started_at: DateTime<Utc>,
@@ -66,6 +69,8 @@ pub(crate) struct State {
     /// Every chunk that has an unsettled message; a chunk knows its place.
     chunks: Vec<Option<Arc<Chunk>>>,
     free_places: Vec<usize>,
+    /// How many of them a consumer still hands out from.
+    at_hand: usize,
     /// No lease ends before this.
     next_lease_end: u64,
     /// One seat a consumer; a free seat is used again.
@@ -102,8 +107,9 @@ pub(crate) enum Sent {
 }
 
 impl Queue {
-    pub(crate) fn new(capacity: usize, deduplication_window: Duration) -> Self {
+    pub(crate) fn new(name: String, capacity: usize, deduplication_window: Duration) -> Self {
         Self {
+            name,
             state: Padded(Mutex::new(State {
                 blocks: VecDeque::new(),
                 ready: 0,
@@ -114,6 +120,7 @@ impl Queue {
                 next_id: 1,
                 chunks: Vec::new(),
                 free_places: Vec::new(),
+                at_hand: 0,
                 next_lease_end: u64::MAX,
                 seats: Vec::new(),
                 free_seats: Vec::new(),
@@ -131,6 +138,10 @@ impl Queue {
             ready_hint: AtomicBool::new(false),
             producers_waiting: AtomicUsize::new(0),
         }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(crate) fn capacity(&self) -> usize {
@@ -435,13 +446,14 @@ impl State {
         self.schedule.next_look().unwrap_or(u64::MAX).min(self.next_lease_end)
     }
 
-    /// Does what is due: scheduled messages become ready, leases that ran out give their message back.
-    pub(crate) fn advance(&mut self, queue: &Queue, now: u64) {
+    /// Does what is due: scheduled messages become ready, leases that ran out give their message back. How many did.
+    pub(crate) fn advance(&mut self, queue: &Queue, now: u64) -> usize {
+        let mut ended = 0;
         while let Some(slot) = self.schedule.pop_due(now) {
             self.push_back(slot);
         }
         if now >= self.next_lease_end {
-            self.end_leases(queue, now);
+            ended = self.end_leases(queue, now);
         }
         if self.leased_ahead > 0 && now >= self.next_stale_look {
             self.next_stale_look = now + STALE_LOOK_MS;
@@ -453,9 +465,10 @@ impl State {
                 }
             }
         }
+        ended
     }
 
-    fn end_leases(&mut self, queue: &Queue, now: u64) {
+    fn end_leases(&mut self, queue: &Queue, now: u64) -> usize {
         self.next_lease_end = u64::MAX;
         let mut ended = Vec::new();
         for place in 0..self.chunks.len() {
@@ -469,9 +482,11 @@ impl State {
                 self.forget(&chunk);
             }
         }
+        let count = ended.len();
         for slot in ended.into_iter().rev() {
             self.push_front(slot);
         }
+        count
     }
 
     /// Finds the place that a new chunk will have.
@@ -487,11 +502,20 @@ impl State {
         self.next_lease_end = self.next_lease_end.min(end);
     }
 
-    /// Keeps watch over a chunk whose first lease ends at `end`.
+    /// Keeps watch over a chunk that its consumer hands out from, and whose first lease ends at `end`.
     pub(crate) fn watch(&mut self, chunk: Arc<Chunk>, end: u64) {
+        self.at_hand += 1;
         self.next_lease_end = self.next_lease_end.min(end);
         let place = chunk.place;
         self.chunks[place] = Some(chunk);
+    }
+
+    /// The consumer hands out from the chunk no more.
+    pub(crate) fn leave(&mut self, chunk: &Chunk) {
+        self.at_hand -= 1;
+        if chunk.close(1) {
+            self.forget(chunk);
+        }
     }
 
     /// Nothing of the chunk is left to settle.
@@ -569,32 +593,5 @@ impl State {
         self.seats[seat].queued = false;
         self.wakes_pending += 1;
         self.seats[seat].waker.take()
-    }
-}
-
-/// Counts a waiting task in, and out again however its wait ends.
-pub(crate) struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    pub(crate) fn enter(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Self(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl fmt::Debug for Queue {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.lock();
-        f.debug_struct("Queue")
-            .field("ready", &state.ready)
-            .field("scheduled", &state.schedule.len())
-            .field("capacity", &self.capacity)
-            .finish_non_exhaustive()
     }
 }

@@ -32,6 +32,18 @@ impl Schedule {
         self.len
     }
 
+    /// How many are due and were not popped yet.
+    pub(crate) fn overdue(&self, now: u64) -> usize {
+        let is_due = |scheduled: &&Scheduled| scheduled.due <= now;
+        // The latest comes first.
+        let near = self.near.len() - self.near.partition_point(|scheduled| scheduled.due > now);
+        let far = self.far.range(..=now / BUCKET_MS).map(|(bucket, scheduled)| {
+            // Only the second that is now has to be looked through.
+            if *bucket < now / BUCKET_MS { scheduled.len() } else { scheduled.iter().filter(is_due).count() }
+        });
+        near + self.late.iter().filter(is_due).count() + far.sum::<usize>()
+    }
+
     pub(crate) fn insert(&mut self, due: u64, slot: Slot) {
         self.len += 1;
         let bucket = due / BUCKET_MS;
@@ -140,12 +152,14 @@ mod tests {
                     schedule.insert(due, slot(id));
                 }
             }
+            let (overdue, before) = (schedule.overdue(now), popped.len());
             while let Some(slot) = schedule.pop_due(now) {
                 let due = dues[usize::try_from(slot.id).unwrap()];
                 assert!(due <= now);
                 assert!(due == now || now == 3_500, "due {due} popped at {now}");
                 popped.push(slot.id);
             }
+            assert_eq!((popped.len() - before, schedule.overdue(now)), (overdue, 0));
         }
         assert_eq!(popped.len(), 2000);
         assert_eq!((schedule.len(), schedule.next_look()), (0, None));

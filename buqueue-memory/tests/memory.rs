@@ -202,3 +202,33 @@ fn a_consumer_moves_to_another_runtime() {
         assert!(start.elapsed() >= Duration::from_millis(49));
     });
 }
+
+/// What nobody has looked at since is counted as it is now, and counting moves nothing.
+#[tokio::test(start_paused = true)]
+async fn what_has_become_due_or_lost_its_lease_is_ready() {
+    let config = MemoryConfig { lease: Duration::from_secs(10), ..MemoryConfig::default() };
+    let (producer, mut consumer) = pair(&config).await;
+    let counted = async || {
+        let stats = producer.queue_stats().await.unwrap();
+        (stats.ready, stats.in_flight.unwrap(), stats.scheduled.unwrap())
+    };
+    producer.send_batch((0..5).map(|_| Message::new("m")).collect()).await.unwrap();
+    for seconds in [5, 3600] {
+        producer.send_at(Message::new("later"), Utc::now() + Duration::from_secs(seconds)).await.unwrap();
+    }
+    assert_eq!(counted().await, (5, 0, 2));
+    let first = consumer.receive().await.unwrap();
+    // The other four were taken ahead.
+    assert_eq!(counted().await, (0, 5, 2));
+    tokio::time::advance(Duration::from_secs(6)).await;
+    assert_eq!(counted().await, (1, 5, 1));
+    tokio::time::advance(Duration::from_secs(6)).await;
+    assert_eq!(counted().await, (2, 4, 1));
+    assert_eq!(first.ack().await.map_err(|error| error.kind), Ok(()), "nobody has taken it");
+    assert_eq!(counted().await, (1, 4, 1));
+    let monitor = consumer.monitor();
+    consumer.receive().await.unwrap().nack_after(Duration::from_secs(1)).await.unwrap();
+    drop(consumer);
+    assert_eq!(counted().await, (4, 0, 2));
+    assert_eq!(monitor.stats().await.unwrap(), producer.queue_stats().await.unwrap());
+}
