@@ -78,8 +78,7 @@ impl driver::Backend for NatsBackend {
         let link = Link::connect(options, true).await?;
         let standing = topology::ensure_stream(&link, &options.config).await?;
         let durable = topology::ensure_consumer(&link, options, &standing.scheduling, None).await?;
-        let session =
-            Session::new(link, options.request_timeout, options.config.ack_wait, options.plain_acks);
+        let session = Session::new(link, options);
         let floor = durable.ack_floor.stream_sequence;
         NatsConsumer::start(Arc::new(session), options, standing, floor).await
     }

@@ -408,7 +408,7 @@ impl<Dispatch> NatsBuilderExt for QueueBuilder<NatsBackend, Dispatch> {
 }
 
 /// Names of streams and durables become part of subjects and of file names.
-fn check_name(field: &str, name: &str) -> Result<()> {
+pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
     if name.is_empty() {
         return Err(invalid(format!("{field}: must not be empty")));
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use async_nats::jetstream::response::Response;
 use async_nats::{Client, ConnectOptions, Event, Request, ServerError};
+use buqueue_core::driver::Activity;
 use buqueue_core::{BuqueueError, ErrorKind, Result, percent};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::config::{NatsOptions, invalid};
 use crate::error;
+use crate::telling::tell;
 
 /// A peer that says nothing is given up after three of these.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
@@ -46,6 +48,7 @@ impl Link {
         let (refusal_sender, refusals) = watch::channel(0);
         let last_refusal = Arc::new(Mutex::new(String::new()));
         let words = Arc::clone(&last_refusal);
+        let queue = options.config.jetstream.stream_name.clone();
         let mut connecting = ConnectOptions::new()
             .name("buqueue")
             .ping_interval(PING_INTERVAL)
@@ -58,11 +61,22 @@ impl Link {
             })
             .event_callback(move |event| {
                 match event {
-                    Event::Connected => state_sender.send_modify(|state| {
-                        state.up = true;
-                        state.epoch += 1;
-                    }),
-                    Event::Disconnected | Event::Closed => state_sender.send_modify(|state| state.up = false),
+                    Event::Connected => {
+                        let before = state_sender.borrow().epoch;
+                        state_sender.send_replace(State { up: true, epoch: before + 1 });
+                        if before > 0 {
+                            tell(&queue, Activity::Reconnected);
+                        }
+                    }
+                    Event::Disconnected => {
+                        let was_up = state_sender.borrow().up;
+                        state_sender.send_modify(|state| state.up = false);
+                        if was_up {
+                            tell(&queue, Activity::Disconnected(&error::broken()));
+                        }
+                    }
+                    // The user has dropped it.
+                    Event::Closed => state_sender.send_modify(|state| state.up = false),
                     Event::ServerError(ServerError::Other(text)) => {
                         *words.lock().unwrap_or_else(PoisonError::into_inner) = text;
                         refusal_sender.send_modify(|count| *count += 1);

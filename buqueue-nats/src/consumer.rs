@@ -5,18 +5,42 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buqueue_core::driver::{self, Control, Received};
-use buqueue_core::{QueueFuture, Result};
+use buqueue_core::{Mailbox, QueueFuture, QueueStats, Result};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::config::NatsOptions;
+use crate::config::{NatsConfig, NatsOptions};
 use crate::delay;
 use crate::lease::{Delivered, Held, Session};
-use crate::reader::{Reader, Shared};
+use crate::reader::Reader;
+use crate::stats;
 use crate::topology::{Scheduling, Standing};
 
 /// The most messages that one request asks for.
 const BATCH_MAX: usize = 1000;
+
+/// What a consumer, its reader and its monitors share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    session: Arc<Session>,
+    config: NatsConfig,
+    mailbox: Mailbox<Held>,
+}
+
+impl Shared {
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    pub(crate) fn mailbox(&self) -> &Mailbox<Held> {
+        &self.mailbox
+    }
+
+    /// How old a message may be when it is handed out, so that there is time left to handle it.
+    pub(crate) fn stale_after(&self) -> Duration {
+        self.session.ack_wait * 3 / 4
+    }
+}
 
 /// Receives from a durable consumer.
 #[derive(Debug)]
@@ -40,7 +64,8 @@ impl NatsConsumer {
         if standing.scheduling == Scheduling::Delayed {
             mover.spawn(delay::move_what_is_due(session.link.clone(), options.clone()));
         }
-        let shared = Arc::new(Shared::new(session));
+        let shared =
+            Arc::new(Shared { session, config: options.config.clone(), mailbox: Mailbox::default() });
         let reader = Reader::start(Arc::clone(&shared), options.clone(), standing, floor).await?;
         tokio::spawn(reader.run());
         Ok(Self { shared, taken: Vec::new(), _mover: mover })
@@ -90,6 +115,10 @@ impl Control for Shared {
             self.mailbox().finished().await;
             Ok(())
         })
+    }
+
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+        QueueFuture::pending(stats::count(&self.session.link, &self.config))
     }
 }
 

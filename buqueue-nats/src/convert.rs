@@ -32,6 +32,10 @@ const MSG_ID: &str = "Nats-Msg-Id";
 
 /// JetStream takes 64 KiB of headers; what the server adds must fit too.
 const NATIVE_MAX: usize = 48 * 1024;
+/// JetStream's own limit, less what the server adds.
+const BLOCK_MAX: usize = 60 * 1024;
+/// Names, numbers and times of our own headers take no more than that together, schedules included.
+const OWN_MOST: usize = 512;
 
 /// Which subject a routing key means, and the other way round.
 #[derive(Debug, Clone)]
@@ -92,7 +96,7 @@ impl Outgoing {
         if headers.is_empty() {
             return;
         }
-        if headers.byte_len() + 16 * headers.len() > NATIVE_MAX {
+        if are_inline(headers) {
             self.write_inline(headers);
             return;
         }
@@ -173,6 +177,28 @@ impl Outgoing {
             .sum();
         self.payload.len() + if headers == 0 { 0 } else { headers + 12 }
     }
+}
+
+/// How many bytes of further headers leave the message within `limit`, in whichever way they travel and whether it is sent
+/// now or later.
+pub(crate) fn header_room(message: &Message, subjects: &Subjects, limit: usize) -> usize {
+    let headers = message.headers();
+    let length = |text: Option<&str>| text.map_or(0, str::len);
+    let texts = length(message.routing_key())
+        + 2 * length(message.deduplication_id())
+        + subjects.default.len()
+        + headers.byte_len();
+    // Encoded, each byte may become three. Beside its name and value a header takes up to six.
+    let block = OWN_MOST + 3 * texts + 6 * headers.len();
+    // The new ones may be as short as a byte.
+    let within = |limit: usize, taken: usize| limit.saturating_sub(taken) / 9;
+    let whole = within(limit, message.payload().len() + block);
+    // Those before the payload are no headers to the server.
+    if are_inline(headers) { whole } else { whole.min(within(BLOCK_MAX, block)) }
+}
+
+fn are_inline(headers: &Headers) -> bool {
+    headers.byte_len() + 16 * headers.len() > NATIVE_MAX
 }
 
 fn is_ours(name: &str) -> bool {
@@ -359,6 +385,42 @@ mod tests {
             assert_eq!(received.header("other"), Some("kept"), "{name}");
             assert_eq!(received.headers().len(), 2, "{name}");
             assert_eq!(received.payload(), "payload", "{name}");
+        }
+    }
+
+    #[test]
+    fn the_room_for_headers_is_there() {
+        let (limit, subjects) = (1024 * 1024, subjects());
+        let due = DateTime::from_timestamp_millis(1_800_000_000_123).unwrap();
+        let typical = Message::new("x".repeat(2000)).with_header("a", "b").with_routing_key("orders.placed");
+        assert!(header_room(&typical, &subjects, limit) >= 1000);
+        assert_eq!(header_room(&Message::new("x".repeat(limit)), &subjects, limit), 0);
+        let bare = Message::new("m");
+        let keyed =
+            Message::new("m").with_routing_key("\n".repeat(300)).with_deduplication_id("ü".repeat(200));
+        for (headers, header) in [(0, 0), (3, 20), (200, 30), (10, 1500), (300, 300)] {
+            for message in [&bare, &keyed] {
+                for (filler, limit) in [("x", limit), ("\n", limit), ("x", 5000), ("\n", 2000)] {
+                    let mut message = message.clone();
+                    for n in 0..headers {
+                        message = message.with_header(format!("h{n}"), filler.repeat(header));
+                    }
+                    let room = header_room(&message, &subjects, limit);
+                    let one = message.clone().with_header("n", "\n".repeat(room.saturating_sub(1)));
+                    let many = (0..room / 7)
+                        .fold(message, |message, n| message.with_header(format!("{n:06}"), "\n"));
+                    for message in [one, many].into_iter().filter(|_| room > 0) {
+                        let now = Outgoing::new(&message, &subjects);
+                        let sizes = [
+                            now.size(),
+                            Outgoing::new(&message, &subjects).schedule("s".repeat(100), due).size(),
+                            Outgoing::new(&message, &subjects).delay("d".repeat(100), due).size(),
+                        ];
+                        assert!(sizes.iter().all(|size| *size <= limit), "{sizes:?} {limit} {room}");
+                        assert!(now.size() - now.payload.len() <= BLOCK_MAX);
+                    }
+                }
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use async_nats::header::HeaderMap;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
+use buqueue_core::driver::Activity;
 use buqueue_core::{Backoff, BuqueueError, ErrorKind, Result};
 use bytes::Bytes;
 use chrono::Utc;
@@ -19,6 +20,7 @@ use crate::config::NatsOptions;
 use crate::connection::Link;
 use crate::convert::{self, Info};
 use crate::requests::Requests;
+use crate::telling::{Failing, tell};
 use crate::topology::{self, MOVER};
 
 const BATCH: usize = 200;
@@ -32,17 +34,57 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Runs until its consumer aborts it.
 pub(crate) async fn move_what_is_due(link: Link, options: NatsOptions) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+    let mut told = Told { queue: options.config.jetstream.stream_name.clone(), ..Told::default() };
     loop {
-        // What goes wrong here shows in the consumer's own calls, which use the same connection.
-        match moving(&link, &options, &mut backoff).await {
-            Ok(()) => {}
-            Err(_) => tokio::time::sleep(backoff.next_delay()).await,
+        // What goes wrong here mostly shows in the consumer's own calls, which use the same connection.
+        let moved = moving(&link, &options, &mut backoff, &mut told).await;
+        told.tell_moved();
+        if let Err(error) = moved {
+            told.looking.tell(&told.queue, "looking for delayed messages that are due", &error);
+            tokio::time::sleep(backoff.next_delay()).await;
+        }
+    }
+}
+
+/// What became of a message that was looked at.
+enum Placed {
+    /// It is due later, or somebody else's.
+    Waits,
+    Moved,
+    Failed(BuqueueError),
+}
+
+/// What is told of the mover's work.
+#[derive(Default)]
+struct Told {
+    queue: String,
+    looking: Failing,
+    publishing: Failing,
+    /// Moved and not told yet.
+    moved: usize,
+}
+
+impl Told {
+    fn note(&mut self, placed: Placed) {
+        match placed {
+            Placed::Waits => {}
+            Placed::Moved => self.moved += 1,
+            Placed::Failed(error) => {
+                self.publishing.tell(&self.queue, "publishing a delayed message that is due", &error);
+            }
+        }
+    }
+
+    fn tell_moved(&mut self) {
+        let moved = std::mem::take(&mut self.moved);
+        if moved > 0 {
+            tell(&self.queue, Activity::Forwarded(moved));
         }
     }
 }
 
 /// Moves until something fails.
-async fn moving(link: &Link, options: &NatsOptions, backoff: &mut Backoff) -> Result<()> {
+async fn moving(link: &Link, options: &NatsOptions, backoff: &mut Backoff, told: &mut Told) -> Result<()> {
     topology::ensure_stream(link, &options.config).await?;
     let requests = Requests::new(link, options.request_timeout);
     let inbox = link.client.new_inbox();
@@ -57,8 +99,10 @@ async fn moving(link: &Link, options: &NatsOptions, backoff: &mut Backoff) -> Re
     loop {
         // As many as one pull brings, and no more: the server gives what waits here for too long to others.
         while moves.len() >= BATCH {
-            moves.next().await;
+            moves.next().await.into_iter().for_each(|placed| told.note(placed));
         }
+        // At most as often as a pull ends.
+        told.tell_moved();
         state.mark_unchanged();
         link.client
             .publish_with_reply(next.clone(), inbox.clone(), request.clone())
@@ -79,7 +123,7 @@ async fn moving(link: &Link, options: &NatsOptions, backoff: &mut Backoff) -> Re
                         Some(_) => return Err(closed()),
                     }
                 }
-                Some(_) = moves.next(), if !moves.is_empty() => {}
+                Some(placed) = moves.next(), if !moves.is_empty() => told.note(placed),
                 changed = state.changed() => {
                     // The server has forgotten the pull.
                     changed.map_err(|_| closed())?;
@@ -92,20 +136,22 @@ async fn moving(link: &Link, options: &NatsOptions, backoff: &mut Backoff) -> Re
 }
 
 /// Publishes what is due, and hands everything else back until it is. What fails is delivered here again.
-async fn place(link: &Link, requests: &Requests, stream: &str, message: Message) {
-    let Some(reply) = message.reply.clone() else { return };
+async fn place(link: &Link, requests: &Requests, stream: &str, message: Message) -> Placed {
+    let Some(reply) = message.reply.clone() else { return Placed::Waits };
     let answer = |verb: String| async {
         drop(timeout(RETRY, link.client.publish(reply.clone(), Bytes::from(verb))).await);
     };
     let later = |delay: Duration| answer(format!("-NAK {{\"delay\": {}}}", delay.as_nanos()));
     let (Some((outgoing, due)), Some(info)) = (convert::delayed(&message), Info::parse(&reply)) else {
         // Somebody else's: it stays, for a human to look at.
-        return later(LONGEST).await;
+        later(LONGEST).await;
+        return Placed::Waits;
     };
     if let Ok(wait) = (due - Utc::now()).to_std()
         && !wait.is_zero()
     {
-        return later(wait.min(LONGEST)).await;
+        later(wait.min(LONGEST)).await;
+        return Placed::Waits;
     }
     // A mover that dies here leaves the message to another, and the server drops the second copy by this id.
     let outgoing = outgoing.or_msg_id(&format!("{stream}:{}", info.stream_sequence));
@@ -114,8 +160,12 @@ async fn place(link: &Link, requests: &Requests, stream: &str, message: Message)
             let began = requests.begin();
             let asking = requests.ask(reply.clone(), HeaderMap::new(), Bytes::from_static(b"+ACK"));
             let _comes_again_if_unheard = requests.in_time(began, asking).await;
+            Placed::Moved
         }
-        Err(_) => later(RETRY).await,
+        Err(error) => {
+            later(RETRY).await;
+            Placed::Failed(error)
+        }
     }
 }
 

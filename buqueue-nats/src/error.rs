@@ -122,6 +122,15 @@ pub(crate) fn unreadable(what: &str, error: serde_json::Error) -> BuqueueError {
     BuqueueError::new(kind, what).with_source(error)
 }
 
+pub(crate) fn no_stream(name: &str) -> BuqueueError {
+    BuqueueError::new(ErrorKind::NotFound, format!("stream_name: there is no stream {name:?}"))
+}
+
+/// The client connects again by itself.
+pub(crate) fn broken() -> BuqueueError {
+    BuqueueError::new(ErrorKind::ConnectionLost, "the connection to the server broke")
+}
+
 pub(crate) fn lost() -> BuqueueError {
     BuqueueError::new(ErrorKind::ConnectionLost, "the connection broke before the server answered")
 }

@@ -18,10 +18,12 @@ use tokio::runtime::Handle;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
 
+use crate::config::NatsOptions;
 use crate::connection::Link;
 use crate::convert::Info;
 use crate::error;
 use crate::requests::{Began, Requests, Silence, poll_once};
+use crate::telling::Failing;
 
 const ACK: &[u8] = b"+ACK";
 const NAK: &[u8] = b"-NAK";
@@ -38,6 +40,9 @@ pub(crate) struct Session {
     pub(crate) ack_wait: Duration,
     plain: bool,
     failures: FirstFailures<u64>,
+    queue: String,
+    /// Of all leases together: with the connection, the renewals of all of them fail.
+    renewing: Mutex<Failing>,
     runtime: Handle,
 }
 
@@ -48,10 +53,17 @@ impl fmt::Debug for Session {
 }
 
 impl Session {
-    pub(crate) fn new(link: Link, timeout: Duration, ack_wait: Duration, plain: bool) -> Self {
-        let requests = Requests::new(&link, timeout);
-        let failures = FirstFailures::default();
-        Self { link, requests, ack_wait, plain, failures, runtime: Handle::current() }
+    pub(crate) fn new(link: Link, options: &NatsOptions) -> Self {
+        Self {
+            requests: Requests::new(&link, options.request_timeout),
+            link,
+            ack_wait: options.config.ack_wait,
+            plain: options.plain_acks,
+            failures: FirstFailures::default(),
+            queue: options.config.jetstream.stream_name.clone(),
+            renewing: Mutex::default(),
+            runtime: Handle::current(),
+        }
     }
 
     /// The lease as it is measured here. The server's begins before the message arrives, and a settle takes its time
@@ -236,6 +248,9 @@ impl Delivered {
                 let renewed = session.confirmed(delivered.held.reply.clone(), Bytes::from_static(WPI)).await;
                 if !delivered.goes_on_renewing(asked_at, renewed.is_ok()) {
                     return;
+                }
+                if let Err(error) = renewed {
+                    lock(&session.renewing).tell(&session.queue, "renewing a lease", &error);
                 }
             }
         });

@@ -53,9 +53,20 @@
 //! `<stream>_buqueue_delay` keeps them, by the clocks of the consumers' machines. Running consumers of the stream hand each message back to the server until it
 //! is due, and then publish it with an id by which the server drops a second copy.
 //!
+//! # What `queue_stats` counts
+//!
+//! *Ready*: what the durable has not been sent yet (`num_pending`); as long as there is no durable of that name, all that
+//! the stream keeps for consumers, whatever [`NatsConfig::deliver_policy`] says. *In flight*: what it was sent and has not
+//! acked (`num_ack_pending`). The server leaves a message there until it is delivered again, so those that failed, wait for
+//! the end of `nack_after` or for that of a lease, are in flight too. *Scheduled*: the schedules of `send_at` in the stream,
+//! or what lies in `<stream>_buqueue_delay`; `None` where there is neither. Two requests, side by side; three with a second
+//! stream. Where many schedules wait, the server walks over all of them for it.
+//!
 //! # Permissions
 //!
-//! To publish: the stream's subjects, `_buqueue.schedule.>`, and `$JS.API.STREAM.INFO.<stream>`. To consume:
+//! To publish: the stream's subjects, `_buqueue.schedule.>`, and `$JS.API.STREAM.INFO.<stream>`. To count:
+//! `$JS.API.STREAM.INFO.<stream>`, that of `<stream>_buqueue_delay` where there is one, and
+//! `$JS.API.CONSUMER.INFO.<stream>.<durable>`, of producers too. To consume:
 //! `$JS.API.CONSUMER.INFO.…`, `$JS.API.CONSUMER.MSG.NEXT.…`, `$JS.ACK.…`, and to subscribe to `_INBOX.>`. To create what is not there:
 //! `$JS.API.STREAM.CREATE.…`, `STREAM.UPDATE`, `CONSUMER.DURABLE.CREATE`. What is there already needs no right to create.
 //!
@@ -93,7 +104,9 @@ mod lease;
 mod producer;
 mod reader;
 mod requests;
+mod stats;
 mod subject;
+mod telling;
 mod topology;
 
 pub use backend::NatsBackend;

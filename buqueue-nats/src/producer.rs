@@ -3,7 +3,7 @@
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use buqueue_core::driver;
-use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, Result};
+use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, QueueStats, Result};
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
 use futures_util::future::maybe_done;
@@ -12,9 +12,10 @@ use tokio::task::unconstrained;
 
 use crate::config::NatsOptions;
 use crate::connection::Link;
-use crate::convert::{Outgoing, Subjects};
+use crate::convert::{self, Outgoing, Subjects};
 use crate::error;
 use crate::requests::{Requests, Silence, poll_once};
+use crate::stats;
 use crate::subject;
 use crate::topology::{self, Scheduling};
 
@@ -39,11 +40,15 @@ impl NatsProducer {
         Self { link, requests, options: options.clone(), subjects, scheduling }
     }
 
+    /// The most that a message may take with its headers.
+    fn limit(&self) -> usize {
+        let own = usize::try_from(self.options.config.jetstream.max_message_size).unwrap_or(usize::MAX);
+        self.link.client.max_payload().min(own)
+    }
+
     /// What the message takes in bytes is known here, and what the server takes too.
     fn check_size(&self, outgoing: &Outgoing) -> Result<()> {
-        let server = self.link.client.max_payload();
-        let own = usize::try_from(self.options.config.jetstream.max_message_size).unwrap_or(usize::MAX);
-        let (size, limit) = (outgoing.size(), server.min(own));
+        let (size, limit) = (outgoing.size(), self.limit());
         if size > limit {
             let fact = format!("payload and headers: {size} bytes, the limit is {limit} bytes");
             return Err(BuqueueError::new(ErrorKind::PayloadTooLarge, fact));
@@ -180,6 +185,14 @@ impl driver::Producer for NatsProducer {
             }));
         }
         outcomes
+    }
+
+    fn header_room(&self, message: &Message) -> usize {
+        convert::header_room(message, &self.subjects, self.limit())
+    }
+
+    async fn queue_stats(&self) -> Result<QueueStats> {
+        stats::count(&self.link, &self.options.config).await
     }
 
     async fn close(&self) -> Result<()> {

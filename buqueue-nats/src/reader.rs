@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::pull;
 use async_nats::{Message, StatusCode, Subscriber};
-use buqueue_core::{BuqueueError, ErrorKind, Mailbox, Result};
+use buqueue_core::{BuqueueError, ErrorKind, Result};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::config::NatsOptions;
 use crate::connection::State as LinkState;
+use crate::consumer::Shared;
 use crate::convert::{self, Info, Subjects};
 use crate::lease::{Held, Session};
 use crate::topology::{self, Standing};
@@ -43,32 +44,6 @@ const FAST: Duration = Duration::from_millis(100);
 const READ_AHEAD_BYTES: usize = 4 * 1024 * 1024;
 /// How long closing waits for what is on its way.
 const DRAIN: Duration = Duration::from_secs(2);
-
-/// What the reader and its consumer share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    session: Arc<Session>,
-    mailbox: Mailbox<Held>,
-}
-
-impl Shared {
-    pub(crate) fn new(session: Arc<Session>) -> Self {
-        Self { session, mailbox: Mailbox::default() }
-    }
-
-    pub(crate) fn session(&self) -> &Arc<Session> {
-        &self.session
-    }
-
-    pub(crate) fn mailbox(&self) -> &Mailbox<Held> {
-        &self.mailbox
-    }
-
-    /// How old a message may be when it is handed out, so that there is time left to handle it.
-    pub(crate) fn stale_after(&self) -> Duration {
-        self.session.ack_wait * 3 / 4
-    }
-}
 
 /// A request for messages that the server works on.
 #[derive(Debug)]
@@ -194,13 +169,13 @@ impl Reader {
             self.give_back_what_is_stale().await;
         }
         self.finish().await;
-        self.shared.mailbox.finish();
+        self.shared.mailbox().finish();
     }
 
     /// What is to be done now.
     fn step(&mut self) -> Step {
         let now = Instant::now();
-        let wishes = self.shared.mailbox.wishes();
+        let wishes = self.shared.mailbox().wishes();
         if wishes.closed {
             return Step::Stop;
         }
@@ -254,7 +229,7 @@ impl Reader {
                 _ => {}
             }
         }
-        if let Some(oldest) = self.shared.mailbox.first(|held| held.received_at) {
+        if let Some(oldest) = self.shared.mailbox().first(|held| held.received_at) {
             let stale = oldest + self.shared.stale_after();
             until = Some(until.map_or(stale, |until| until.min(stale)));
         }
@@ -263,7 +238,7 @@ impl Reader {
 
     async fn ask(&mut self, batch: usize, waits: Duration, looks: u64) {
         let most = READ_AHEAD_BYTES / self.average_size.max(1);
-        let demand = self.shared.mailbox.wishes().demand.max(1);
+        let demand = self.shared.mailbox().wishes().demand.max(1);
         let batch = batch.min(most.max(demand)).min(self.options.read_ahead.max(demand));
         self.pulls += 1;
         let config = pull::BatchConfig {
@@ -316,17 +291,17 @@ impl Reader {
                 if arrivals.closed {
                     // The client is closed for good.
                     self.fail(BuqueueError::new(ErrorKind::ConnectionLost, "the connection is closed"));
-                    self.shared.mailbox.changed().await;
+                    self.shared.mailbox().changed().await;
                 }
             },
-            () = self.shared.mailbox.changed() => {}
+            () = self.shared.mailbox().changed() => {}
             () = late => {}
             changed = self.link.changed() => {
                 if changed.is_ok() {
                     // What was asked for on the connection before is forgotten by the server.
                     self.forget();
                 } else {
-                    self.shared.mailbox.changed().await;
+                    self.shared.mailbox().changed().await;
                 }
             }
         }
@@ -353,7 +328,7 @@ impl Reader {
         if taken.is_empty() {
             return;
         }
-        self.shared.mailbox.push_all(taken.drain(..));
+        self.shared.mailbox().push_all(taken.drain(..));
         let is_filled = |pull: &Option<Pull>| pull.as_ref().is_some_and(|pull| pull.left == 0);
         if is_filled(&self.waiting) {
             self.grow();
@@ -390,7 +365,7 @@ impl Reader {
 
     /// A pull was filled: when what the last ones brought has been taken, the next may bring more.
     fn grow(&mut self) {
-        let wishes = self.shared.mailbox.wishes();
+        let wishes = self.shared.mailbox().wishes();
         let taken = usize::try_from(wishes.taken - self.grown_at).unwrap_or(usize::MAX);
         if taken >= self.ahead {
             self.ahead = (self.ahead * 2).max(wishes.demand).min(self.options.read_ahead);
@@ -401,7 +376,7 @@ impl Reader {
     /// What the server says about a pull.
     async fn status(&mut self, status: StatusCode, message: &Message) {
         let number = message.subject.rsplit('.').next().and_then(|token| token.parse::<u64>().ok());
-        let wishes = self.shared.mailbox.wishes();
+        let wishes = self.shared.mailbox().wishes();
         let mut pulls = self.waiting.iter_mut().chain(&mut self.prompt);
         let Some(pull) = pulls.find(|pull| Some(pull.number) == number) else { return };
         pull.heard = Instant::now();
@@ -476,8 +451,8 @@ impl Reader {
     fn fail(&mut self, error: BuqueueError) {
         self.waiting = None;
         self.end_prompt();
-        self.failed_at_call = Some(self.shared.mailbox.wishes().calls);
-        self.shared.mailbox.fail(error);
+        self.failed_at_call = Some(self.shared.mailbox().wishes().calls);
+        self.shared.mailbox().fail(error);
     }
 
     /// The pull that waits, or the prompt one, is answered in full.
@@ -487,7 +462,7 @@ impl Reader {
 
     fn end_prompt(&mut self) {
         if let Some(pull) = self.prompt.take() {
-            self.shared.mailbox.answer(pull.looks);
+            self.shared.mailbox().answer(pull.looks);
         }
     }
 
@@ -518,7 +493,7 @@ impl Reader {
     /// Gives back what nobody takes while there is still time for others.
     async fn give_back_what_is_stale(&mut self) {
         let limit = self.shared.stale_after();
-        let stale = self.shared.mailbox.take_back(|held| held.received_at.elapsed() >= limit);
+        let stale = self.shared.mailbox().take_back(|held| held.received_at.elapsed() >= limit);
         if !stale.is_empty() {
             self.ahead = 1;
         }
@@ -560,7 +535,7 @@ impl Reader {
             };
             drop(timeout(DRAIN / 2, draining).await);
         }
-        let mut left = self.shared.mailbox.take_back(|_| true);
+        let mut left = self.shared.mailbox().take_back(|_| true);
         left.append(&mut late);
         self.give_back(left).await;
     }

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 
 use async_nats::jetstream::consumer::{self, pull};
 use async_nats::jetstream::stream;
+use buqueue_core::driver::Activity;
 use buqueue_core::{BuqueueError, ErrorKind, Result};
 use serde_json::json;
 
@@ -11,6 +12,7 @@ use crate::config::{NatsConfig, NatsOptions, RetentionPolicy, invalid};
 use crate::connection::Link;
 use crate::error::{self, code};
 use crate::subject;
+use crate::telling::tell;
 
 /// How schedules of this stream are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +103,7 @@ fn with_schedules(config: &stream::Config, native: bool) -> stream::Config {
     config
 }
 
-fn scheduling_is_on(config: &stream::Config) -> bool {
+pub(crate) fn scheduling_is_on(config: &stream::Config) -> bool {
     config.allow_message_schedules
         && config.allow_message_ttl
         && config.subjects.contains(&subject::schedules(&config.name))
@@ -250,7 +252,14 @@ pub(crate) async fn ensure_consumer(
         wanted.deliver_policy = consumer::DeliverPolicy::All;
     }
     match create_consumer(link, stream, name, &wanted).await? {
-        Some(info) => Ok(info),
+        Some(info) => {
+            if again.is_some() {
+                let fact = format!("the durable {name:?} was gone, and has been created again");
+                let gone = BuqueueError::new(ErrorKind::NotFound, fact);
+                tell(stream, Activity::Failed("reading", &gone));
+            }
+            Ok(info)
+        }
         // Somebody was faster.
         None => {
             let info = consumer_info(link, stream, name).await?;
@@ -263,7 +272,8 @@ pub(crate) async fn ensure_consumer(
     }
 }
 
-async fn consumer_info(link: &Link, stream: &str, name: &str) -> Result<Option<consumer::Info>> {
+/// The durable as the server sees it; `None` where there is none.
+pub(crate) async fn consumer_info(link: &Link, stream: &str, name: &str) -> Result<Option<consumer::Info>> {
     match link.api::<consumer::Info>(&format!("CONSUMER.INFO.{stream}.{name}"), None).await? {
         Ok(info) => Ok(Some(info)),
         Err(error) if error.error_code().0 == code::CONSUMER_NOT_FOUND => Ok(None),
