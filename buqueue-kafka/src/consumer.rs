@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buqueue_core::driver::{self, Control, Received};
-use buqueue_core::{QueueFuture, Result};
+use buqueue_core::{QueueFuture, QueueStats, Result};
 
 use crate::lease::Delivered;
 use crate::session::{Held, Session};
@@ -79,6 +79,10 @@ impl Control for Session {
             self.quiet(QUIET).await;
             Ok(())
         })
+    }
+
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+        QueueFuture::pending(self.stats.count())
     }
 }
 

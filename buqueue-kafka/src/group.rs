@@ -295,7 +295,7 @@ fn assigned_or_not(consumer: &BaseConsumer<Group>, list: &TopicPartitionList) ->
 }
 
 /// The brokers do not know the topic.
-fn is_missing(error: &KafkaError) -> bool {
+pub(crate) fn is_missing(error: &KafkaError) -> bool {
     matches!(
         error.rdkafka_error_code(),
         Some(

@@ -51,6 +51,23 @@
 //! A slow message does not hold up its partition, only the committed offset: what a tool shows as lag. A partition that ends
 //! in the end of a transaction, as after a schedule, keeps a lag of one.
 //!
+//! # What `queue_stats` counts
+//!
+//! `ready` is what the group of the configuration has not done, in all partitions of the topic and of its retry topic: from what
+//! is committed to where committed records end, less what the commit says is done above the first that is not. It follows what
+//! is settled by half a second. A group that has committed nothing yet has everything before it that is there with
+//! [`OffsetReset::Earliest`], and nothing with [`OffsetReset::Latest`]. What a consumer holds, or has nacked, is not done, and
+//! counts as `ready`: brokers do not know who holds what, so `in_flight` is `None`. What waits until it is due, by `send_at` or
+//! `nack_after`, is not counted before it is: the delay topic is shared by all groups of the topic, and what is sent on within it
+//! leaves gaps, so `scheduled` is `None`.
+//!
+//! Kafka counts offsets, not records. The end of a transaction takes one, and so does what was aborted or compacted away:
+//! a partition that ends in the end of a transaction, as after a schedule or a `nack_after`, counts one until something is
+//! sent behind it and done, and a backlog of messages that were sent on counts one more for each transaction.
+//!
+//! The first question makes a client, which is kept for a minute for the next one, and never joins the group.
+//! Who only sends needs a valid [`KafkaConfig::group_id`] to ask, and more permissions than to send; see below.
+//!
 //! # Memory
 //!
 //! A consumer reads ahead: up to 8 MiB for all its partitions together, and before that the client keeps what it has fetched,
@@ -83,7 +100,8 @@
 //! the group; `READ`, `WRITE`, `DESCRIBE` on the delay topic and the retry topics of all groups, `DESCRIBE_CONFIGS` on the delay topic
 //! (without it its settings are not checked), `READ` on the group named after the delay topic,
 //! `WRITE` on the transactional id of that name and on the topic itself, `DELETE` on the delay topic, `WRITE` on the dead
-//! letter topic. `CREATE` where topics are to be created.
+//! letter topic. `CREATE` where topics are to be created. For `queue_stats`: `DESCRIBE` on the topic, the group and its retry
+//! topic.
 //!
 //! # Limits
 //!
@@ -126,6 +144,7 @@ mod random;
 mod reader;
 mod refusals;
 mod session;
+mod stats;
 mod topology;
 mod tracker;
 

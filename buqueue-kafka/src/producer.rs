@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use buqueue_core::{ErrorKind, Message, MessageId, Result, driver};
+use buqueue_core::{ErrorKind, Message, MessageId, QueueStats, Result, driver};
 use chrono::{DateTime, Utc};
 
 use crate::config::KafkaOptions;
-use crate::convert::Story;
+use crate::convert::{self, Story};
 use crate::later::Later;
 use crate::publisher::{Publisher, To};
+use crate::stats::Stats;
 use crate::topology::Topology;
 
 /// Sends to a topic.
@@ -17,12 +18,13 @@ pub struct KafkaProducer {
     publisher: Publisher,
     options: KafkaOptions,
     later: Later,
+    stats: Stats,
 }
 
 impl KafkaProducer {
     pub(crate) fn new(publisher: Publisher, options: &KafkaOptions) -> Self {
         let later = Later::new(publisher.clone(), options);
-        Self { publisher, options: options.clone(), later }
+        Self { publisher, options: options.clone(), later, stats: Stats::new(options) }
     }
 
     fn to(&self) -> To<'_> {
@@ -68,6 +70,14 @@ impl driver::Producer for KafkaProducer {
             outcomes[at] = outcome;
         }
         outcomes
+    }
+
+    fn header_room(&self, message: &Message) -> usize {
+        convert::header_room(message)
+    }
+
+    async fn queue_stats(&self) -> Result<QueueStats> {
+        self.stats.count().await
     }
 
     async fn close(&self) -> Result<()> {

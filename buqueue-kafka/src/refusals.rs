@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use buqueue_core::{BuqueueError, ErrorKind};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::KafkaError;
 use tokio::sync::Notify;
 
@@ -23,11 +24,16 @@ struct Kept {
 }
 
 impl Refusals {
+    /// The last refusal, once.
+    pub(crate) fn take(&self) -> Option<BuqueueError> {
+        lock(&self.0.last).take()
+    }
+
     /// Waits until the brokers refuse the client.
     pub(crate) async fn refused(&self) -> BuqueueError {
         loop {
             let refused = self.0.refused.notified();
-            if let Some(error) = lock(&self.0.last).take() {
+            if let Some(error) = self.take() {
                 return error;
             }
             refused.await;
@@ -47,3 +53,5 @@ impl ClientContext for Refusals {
 
     fn log(&self, _level: RDKafkaLogLevel, _fac: &str, _message: &str) {}
 }
+
+impl ConsumerContext for Refusals {}

@@ -16,6 +16,7 @@ use crate::convert::{Incoming, Story};
 use crate::delay::Forwarding;
 use crate::later::Later;
 use crate::metadata::Position;
+use crate::stats::Stats;
 use crate::tracker::{Read, Tracker};
 
 /// Which of the two topics of a group.
@@ -204,6 +205,7 @@ const READ_AHEAD_BYTES: usize = 8 << 20;
 pub(crate) struct Session {
     pub(crate) options: KafkaOptions,
     pub(crate) later: Later,
+    pub(crate) stats: Stats,
     pub(crate) mailbox: Mailbox<Held>,
     pub(crate) runtime: Handle,
     state: Mutex<State>,
@@ -232,9 +234,11 @@ impl fmt::Debug for Session {
 
 impl Session {
     pub(crate) fn new(options: KafkaOptions, later: Later) -> Self {
+        let stats = Stats::new(&options);
         Self {
             options,
             later,
+            stats,
             mailbox: Mailbox::default(),
             runtime: Handle::current(),
             state: Mutex::default(),
