@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buqueue_core::driver::{self, Control, Received};
-use buqueue_core::{QueueFuture, Result};
+use buqueue_core::{QueueFuture, QueueStats, Result};
 use tokio::time::Instant;
 
 use crate::lease::{Delivered, Held, Session};
 use crate::reader::Reader;
-use crate::schedule;
+use crate::{schedule, stats};
 
 /// Receives from a queue.
 #[derive(Debug)]
@@ -70,6 +70,10 @@ impl Control for Session {
             self.ended().await;
             Ok(())
         })
+    }
+
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+        QueueFuture::pending(stats::count(&self.scheduler))
     }
 }
 

@@ -65,13 +65,23 @@
 //! The verdict is buqueue's, before a handler sees the message. A redrive policy of the queue's own may be there beside it,
 //! as long as its `maxReceiveCount` is larger than ours; a smaller one is refused when the consumer is built.
 //!
+//! # What `queue_stats` counts
+//!
+//! As SQS tells, which is about right on a standard queue, and up to a minute old. *Ready*:
+//! `ApproximateNumberOfMessages`. *In flight*: `ApproximateNumberOfMessagesNotVisible`, which has those that wait for the
+//! end of `nack_after` among them, and schedules that a consumer keeps for their last second. *Scheduled*:
+//! `ApproximateNumberOfMessagesDelayed`, what a delay of the queue's own holds back included, and all that lies in the
+//! relay; `None` where the credentials may not look at that. A message that is just sent on from there may be counted twice
+//! for a moment. Two requests, side by side; without a relay the second one finds nothing and costs the same.
+//!
 //! # Permissions
 //!
 //! To send: `sqs:SendMessage` and `sqs:GetQueueAttributes`. To receive: `sqs:ReceiveMessage`, `sqs:DeleteMessage`,
 //! `sqs:ChangeMessageVisibility`, `sqs:GetQueueAttributes`, and `sqs:SendMessage` on the dead letter queue. Where there
 //! are schedules beyond 15 minutes or on FIFO queues, or retries beyond 12 hours: producers need `sqs:SendMessage` on the
 //! relay, and consumers all of these on the relay and `sqs:SendMessage` on the queue itself. **Consumers that lack them leave
-//! the relay alone without a word**, because most queues have none. `sqs:CreateQueue` where queues are to be created; set
+//! the relay alone** and only say so in the log, once, because most queues have none. To count: `sqs:GetQueueAttributes`, on
+//! the relay too. `sqs:CreateQueue` where queues are to be created; set
 //! [`create_queue`](SqsConfig::create_queue) to `false` where they are not.
 //!
 //! # Limits
@@ -110,6 +120,8 @@ mod reader;
 mod schedule;
 mod sender;
 mod settle;
+mod stats;
+mod telling;
 mod topology;
 
 /// The client, for what [`SqsBuilderExt`] takes of it.

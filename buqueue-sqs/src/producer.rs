@@ -1,10 +1,11 @@
 //! The sending half.
 
-use buqueue_core::{Message, MessageId, Result, driver};
+use buqueue_core::{Message, MessageId, QueueStats, Result, driver};
 use chrono::{DateTime, Utc};
 
 use crate::convert::{Beside, Story};
 use crate::schedule::Scheduler;
+use crate::stats;
 
 /// Sends to a queue.
 #[derive(Debug)]
@@ -32,5 +33,13 @@ impl driver::Producer for SqsProducer {
         let target = &self.scheduler.target;
         let outgoing = messages.iter().map(|message| target.outgoing(message, &Beside::default()));
         target.send_all(outgoing.collect()).await
+    }
+
+    fn header_room(&self, message: &Message) -> usize {
+        self.scheduler.target.header_room(message)
+    }
+
+    async fn queue_stats(&self) -> Result<QueueStats> {
+        stats::count(&self.scheduler).await
     }
 }

@@ -21,6 +21,7 @@ use crate::lease::Session;
 use crate::reader::receive;
 use crate::sender::{BATCH, Sender};
 use crate::settle::Settler;
+use crate::telling::{Failing, Forwarded};
 use crate::topology::{self, Standing};
 
 /// How far ahead a schedule reaches.
@@ -44,7 +45,7 @@ const MOST_MOVING: usize = 200;
 #[derive(Debug, Clone)]
 pub(crate) struct Scheduler {
     pub(crate) target: Sender,
-    relay: Sender,
+    pub(crate) relay: Sender,
     to_target: Coalescer<Outgoing, MessageId>,
     to_relay: Coalescer<Outgoing, MessageId>,
 }
@@ -156,17 +157,21 @@ pub(crate) async fn forward(session: Arc<Session>) {
     let mut closing = forwarder.session.closing();
     let mut work = Work::default();
     loop {
-        // What goes wrong here mostly shows in the consumer's own calls, which ask the same service.
+        work.tell(forwarder.queue());
         let failed = tokio::select! {
             // A closed session says so until its end.
             _ = closing.wait_for(|closing| *closing) => break,
             error = forwarder.run(&mut work, &mut backoff) => error,
         };
         let pause = match failed.kind {
+            // Most have none.
             ErrorKind::NotFound if !forwarder.scheduler().target.manner.fifo => {
                 LOOK_AGAIN.min(forwarder.scheduler().target.options.longest_delay)
             }
-            _ => backoff.next_delay(),
+            _ => {
+                work.looking.tell(forwarder.queue(), "looking for schedules in the relay queue", &failed);
+                backoff.next_delay()
+            }
         };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -174,7 +179,10 @@ pub(crate) async fn forward(session: Arc<Session>) {
         }
     }
     // What is under way is brought to its end; whoever closes waits for that.
-    while work.moving.join_next().await.is_some() {}
+    while let Some(moved) = work.moving.join_next().await {
+        work.note(forwarder.queue(), moved.ok());
+    }
+    work.forwarded.tell_all(forwarder.queue());
     forwarder.session.forwarded();
     // A request that waits is not dropped: what it brings would be hidden.
     while let Some(received) = work.receiving.join_next().await {
@@ -190,7 +198,37 @@ pub(crate) async fn forward(session: Arc<Session>) {
 struct Work {
     /// The one request that waits for messages.
     receiving: JoinSet<Result<Vec<Incoming>>>,
-    moving: JoinSet<()>,
+    moving: JoinSet<Moved>,
+    forwarded: Forwarded,
+    looking: Failing,
+    sending: Failing,
+}
+
+/// What became of a message that waited in the relay.
+enum Moved {
+    ToTarget,
+    /// It waits there again.
+    InRelay,
+    Failed(BuqueueError),
+}
+
+impl Work {
+    /// Notes what has ended, and tells of it when it is time.
+    fn tell(&mut self, queue: &str) {
+        while let Some(moved) = self.moving.try_join_next() {
+            self.note(queue, moved.ok());
+        }
+        self.forwarded.tell(queue);
+    }
+
+    /// `None`: it ended with its runtime, or by a fault of the client.
+    fn note(&mut self, queue: &str, moved: Option<Moved>) {
+        match moved {
+            Some(Moved::ToTarget) => self.forwarded.add(),
+            Some(Moved::Failed(error)) => self.sending.tell(queue, "sending on a schedule", &error),
+            Some(Moved::InRelay) | None => {}
+        }
+    }
 }
 
 struct Forwarder {
@@ -207,6 +245,11 @@ impl Forwarder {
         &self.session.scheduler
     }
 
+    /// For which queue it works.
+    fn queue(&self) -> &str {
+        &self.scheduler().target.link.queue.whole
+    }
+
     /// Until something fails; why.
     async fn run(self: &Arc<Self>, work: &mut Work, backoff: &mut Backoff) -> BuqueueError {
         if let Err(error) = self.scheduler().prepare().await {
@@ -216,8 +259,10 @@ impl Forwarder {
         let (wait, patience) = (options.config.wait_time, options.patience());
         loop {
             while work.moving.len() >= MOST_MOVING {
-                work.moving.join_next().await;
+                let moved = work.moving.join_next().await;
+                work.note(self.queue(), moved.and_then(std::result::Result::ok));
             }
+            work.tell(self.queue());
             if work.receiving.is_empty() {
                 let link = self.scheduler().relay.link.clone();
                 work.receiving
@@ -230,7 +275,6 @@ impl Forwarder {
                 Some(Err(_)) | None => return error::unanswered("ReceiveMessage"),
             };
             backoff.reset();
-            while work.moving.try_join_next().is_some() {}
             for incoming in waiting {
                 let own = Arc::clone(self);
                 work.moving.spawn(async move { own.send_on(incoming).await });
@@ -239,7 +283,7 @@ impl Forwarder {
     }
 
     /// One step further.
-    async fn send_on(&self, incoming: Incoming) {
+    async fn send_on(&self, incoming: Incoming) -> Moved {
         let (scheduler, received_at) = (self.scheduler(), Instant::now());
         let mut left = self.session.clock.wait_left(&incoming, Utc::now());
         if scheduler.target.manner.fifo && left < 1000 {
@@ -249,28 +293,37 @@ impl Forwarder {
         // By the clock of SQS, so that the time of the steps themselves is not added.
         let wait = incoming.due().map_or(Wait::FromSent(left), Wait::Until);
         let Incoming { message, beside, receipt, .. } = incoming;
-        let made = if left == 0 {
-            scheduler.last_step(&message, &beside).map(|outgoing| (outgoing, &scheduler.to_target))
+        let (made, moved) = if left == 0 {
+            let made = scheduler.last_step(&message, &beside);
+            (made.map(|outgoing| (outgoing, &scheduler.to_target)), Moved::ToTarget)
         } else {
             match scheduler.step(left) {
-                Step::Relay { delay } => scheduler
-                    .relay_step(&message, &beside, wait, delay)
-                    .map(|outgoing| (outgoing, &scheduler.to_relay)),
-                Step::Target { delay } => scheduler
-                    .target_step(&message, &beside, wait, delay)
-                    .map(|outgoing| (outgoing, &scheduler.to_target)),
+                Step::Relay { delay } => {
+                    let made = scheduler.relay_step(&message, &beside, wait, delay);
+                    (made.map(|outgoing| (outgoing, &scheduler.to_relay)), Moved::InRelay)
+                }
+                Step::Target { delay } => {
+                    let made = scheduler.target_step(&message, &beside, wait, delay);
+                    (made.map(|outgoing| (outgoing, &scheduler.to_target)), Moved::ToTarget)
+                }
             }
         };
         let sent = match made {
-            Ok(_) if received_at.elapsed() > TOO_LATE => return,
+            Ok(_) if received_at.elapsed() > TOO_LATE => return Moved::InRelay,
             Ok((outgoing, to)) => to.submit(outgoing).await,
             Err(error) => Err(error),
         };
         // Should this fail, it comes again when its time is over: a copy of what was sent on, which a FIFO queue drops by
         // its id within five minutes.
-        let _comes_again_at_worst = match sent {
-            Ok(_) => self.settler.delete(receipt).await.is_err(),
-            Err(_) => self.settler.hide(receipt, RETRY).await.is_err(),
-        };
+        match sent {
+            Ok(_) => {
+                let _comes_again_at_worst = self.settler.delete(receipt).await.is_err();
+                moved
+            }
+            Err(error) => {
+                let _comes_again_anyway = self.settler.hide(receipt, RETRY).await.is_err();
+                Moved::Failed(error)
+            }
+        }
     }
 }

@@ -16,6 +16,8 @@ use crate::topology::{self, Standing};
 
 /// The most messages of a batch.
 pub(crate) const BATCH: usize = 10;
+/// All that a message may have beside its payload, its texts and its headers: attributes and fields of ours.
+const OWN_MOST: usize = 512;
 /// How many batches are on their way at the same time: of different keys, where order is promised.
 const BATCHES: usize = 8;
 
@@ -46,6 +48,12 @@ impl Sender {
             return Err(BuqueueError::new(ErrorKind::PayloadTooLarge, fact));
         }
         Ok(outgoing)
+    }
+
+    /// How many bytes of further headers leave the message small enough, in whichever way they travel and whether it is
+    /// sent now or later.
+    pub(crate) fn header_room(&self, message: &Message) -> usize {
+        header_room(message, self.max_bytes)
     }
 
     /// Sends many, one outcome each, in order. What cannot be sent at all comes as an error already.
@@ -158,6 +166,16 @@ impl Sender {
     }
 }
 
+fn header_room(message: &Message, limit: usize) -> usize {
+    let headers = message.headers();
+    let length = |text: Option<&str>| text.map_or(0, str::len);
+    let texts = headers.byte_len() + length(message.routing_key()) + length(message.deduplication_id());
+    // In JSON, each byte may become six. Beside its name and value a header takes six, in JSON and as an attribute.
+    let taken = message.payload().len() + OWN_MOST + 6 * texts + 6 * headers.len();
+    // The new ones may be as short as a byte.
+    limit.saturating_sub(taken) / 12
+}
+
 fn set(outcomes: &mut [Result<MessageId>], id: &str, outcome: Result<MessageId>) {
     if let Some(place) = id.parse::<usize>().ok().and_then(|at| outcomes.get_mut(at)) {
         *place = outcome;
@@ -204,6 +222,46 @@ fn batches(sizes: impl Iterator<Item = usize>) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::convert::{Story, Wait};
+
+    #[test]
+    fn the_room_for_headers_is_there() {
+        let typical = Message::new("x".repeat(2000)).with_header("a", "b").with_routing_key("k");
+        assert!(header_room(&typical, 256 * 1024) >= 1000);
+        assert_eq!(header_room(&Message::new("x".repeat(MAX_BYTES)), MAX_BYTES), 0);
+        let story =
+            Story { failures: u32::MAX, first_failed_at: Some(chrono::DateTime::<chrono::Utc>::MAX_UTC) };
+        let beside = Beside { story, wait: Some(Wait::FromSent(u64::MAX)), schedule: Some("s".repeat(64)) };
+        let bare = Message::new(vec![0; 100]);
+        let keyed = Message::new("")
+            .with_routing_key("\u{1}".repeat(50))
+            .with_deduplication_id("\u{ffff}".repeat(20));
+        for (headers, header) in [(0, 0), (3, 20), (10, 1), (9, 1500), (300, 300)] {
+            for message in [&bare, &keyed] {
+                for (filler, limit) in
+                    [("x", MAX_BYTES), ("\u{1}", MAX_BYTES), ("x", 4096), ("\u{fffe}", 4096)]
+                {
+                    let mut message = message.clone();
+                    for n in 0..headers {
+                        message = message.with_header(format!("h{n}"), filler.repeat(header));
+                    }
+                    let room = header_room(&message, limit);
+                    let one = message.clone().with_header("n", "\u{1}".repeat(room.saturating_sub(1)));
+                    let many = (0..room / 7)
+                        .fold(message, |message, n| message.with_header(format!("{n:06}"), "\u{1}"));
+                    for message in [one, many].into_iter().filter(|_| room > 0) {
+                        for fifo in [false, true] {
+                            let manner = Manner { fifo, grouped: fifo };
+                            for beside in [&beside, &Beside::default()] {
+                                let bytes = Outgoing::new(&message, manner, beside).unwrap().bytes;
+                                assert!(bytes <= limit, "{bytes} {limit} {room}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn batches_are_full_and_never_over() {

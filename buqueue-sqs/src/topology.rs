@@ -25,10 +25,11 @@ pub(crate) struct Standing {
 
 /// Looks at the queue, and creates it where there is none and that is wanted.
 pub(crate) async fn ensure_queue(link: &Link, options: &SqsOptions) -> Result<Standing> {
-    let attributes = match attributes(link).await {
+    let all = [Attribute::All];
+    let attributes = match attributes(link, &all).await {
         Err(error) if error.kind == ErrorKind::NotFound && options.config.create_queue => {
             create(link).await?;
-            attributes_of_new(link).await?
+            attributes_of_new(link, &all).await?
         }
         looked => looked?,
     };
@@ -70,10 +71,10 @@ fn verify_redrive(attributes: &HashMap<Attribute, String>, attempts: u32) -> Res
     }
 }
 
-async fn attributes(link: &Link) -> Result<HashMap<Attribute, String>> {
-    let asking =
-        link.client.get_queue_attributes().queue_url(&link.queue.whole).attribute_names(Attribute::All);
-    match asking.send().await {
+/// What the queue says about itself. `NotFound`: there is none.
+pub(crate) async fn attributes(link: &Link, names: &[Attribute]) -> Result<HashMap<Attribute, String>> {
+    let asking = link.client.get_queue_attributes().queue_url(&link.queue.whole);
+    match asking.set_attribute_names(Some(names.to_vec())).send().await {
         Ok(answer) => Ok(answer.attributes.unwrap_or_default()),
         Err(refused) => {
             let mut refused = error::from_sdk("GetQueueAttributes", refused);
@@ -87,8 +88,8 @@ async fn attributes(link: &Link) -> Result<HashMap<Attribute, String>> {
 }
 
 /// It may take a second until all of SQS knows a new queue.
-async fn attributes_of_new(link: &Link) -> Result<HashMap<Attribute, String>> {
-    match attributes(link).await {
+async fn attributes_of_new(link: &Link, names: &[Attribute]) -> Result<HashMap<Attribute, String>> {
+    match attributes(link, names).await {
         Err(error) if error.kind == ErrorKind::NotFound => Ok(HashMap::new()),
         looked => looked,
     }
