@@ -69,7 +69,8 @@ impl driver::Backend for RedisBackend {
         for (key, expected) in [(&keys.stream, "stream"), (&keys.schedule, "zset")] {
             check_type(&commands, key, expected).await?;
         }
-        Ok(RedisProducer { commands, keys, window: options.deduplication_window })
+        let (group, window) = (options.config.group.clone(), options.deduplication_window);
+        Ok(RedisProducer { commands, keys, group, window })
     }
 
     async fn connect_consumer(options: &RedisOptions) -> Result<RedisConsumer> {

@@ -2,10 +2,11 @@
 //! back by itself.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use buqueue_core::driver::{self, Activity, Backend as _};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
@@ -17,6 +18,7 @@ use redis::{
 };
 use tokio::time::timeout;
 
+use crate::RedisBackend;
 use crate::config::{Endpoint, RedisOptions, Sentinels};
 use crate::error;
 use crate::scripts::Lua;
@@ -103,6 +105,8 @@ enum Target {
 pub(crate) struct Connector {
     target: Target,
     connection_timeout: Duration,
+    /// For logs.
+    stream: String,
 }
 
 impl fmt::Debug for Connector {
@@ -138,7 +142,8 @@ impl Connector {
                 Target::Sentinel(tokio::sync::Mutex::new(sentinel(sentinels, certificates)?))
             }
         };
-        Ok(Self { target, connection_timeout: options.connection_timeout })
+        let (stream, connection_timeout) = (options.config.stream.clone(), options.connection_timeout);
+        Ok(Self { target, connection_timeout, stream })
     }
 
     pub(crate) fn is_cluster(&self) -> bool {
@@ -262,6 +267,8 @@ pub(crate) struct Commands {
     connecting: tokio::sync::Mutex<()>,
     timeout: Duration,
     breaks: AtomicU64,
+    /// It was told that the connection is lost.
+    lost: AtomicBool,
 }
 
 struct Slot {
@@ -287,6 +294,7 @@ impl Commands {
             connecting: tokio::sync::Mutex::new(()),
             timeout,
             breaks: AtomicU64::new(0),
+            lost: AtomicBool::new(false),
         })
     }
 
@@ -338,16 +346,41 @@ impl Commands {
             request(&mut link).await
         });
         let outcome = outcome.await.unwrap_or_else(|_| Err(error::timed_out()));
-        if let (Err(error), Some(attempt)) = (&outcome, used)
-            && error::breaks_connection(error)
-        {
-            self.breaks.fetch_add(1, Ordering::Relaxed);
-            let mut slot = self.slot();
-            if slot.attempts == attempt {
-                slot.link = None;
-            }
+        match (&outcome, used) {
+            (Err(error), used) if error::breaks_connection(error) => self.broke(used, error),
+            (_, Some(attempt)) if self.lost.load(Ordering::Relaxed) => self.answered(attempt),
+            _ => {}
         }
         (outcome, used.is_some())
+    }
+
+    /// The connection broke that this attempt made, or none could be made.
+    fn broke(&self, used: Option<u64>, error: &RedisError) {
+        if let Some(attempt) = used {
+            self.breaks.fetch_add(1, Ordering::Relaxed);
+            let mut slot = self.slot();
+            if slot.attempts != attempt {
+                return;
+            }
+            slot.link = None;
+        }
+        if !self.lost.swap(true, Ordering::Relaxed) {
+            let stream = &self.connector.stream;
+            let error = error::convert(error, stream);
+            driver::tell(RedisBackend::NAME, stream, Activity::Disconnected(&error));
+        }
+    }
+
+    /// The server has answered on the connection that this attempt made. One that was made and not answered on is no
+    /// good news: it may lead to a server that refuses everything.
+    fn answered(&self, attempt: u64) {
+        let is_current = {
+            let slot = self.slot();
+            slot.attempts == attempt && slot.link.is_some()
+        };
+        if is_current && self.lost.swap(false, Ordering::Relaxed) {
+            driver::tell(RedisBackend::NAME, &self.connector.stream, Activity::Reconnected);
+        }
     }
 
     async fn link(&self) -> RedisResult<(Link, u64)> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buqueue_core::driver::{self, Control, Lease, Received};
-use buqueue_core::{QueueFuture, Result};
+use buqueue_core::{QueueFuture, QueueStats, Result};
 use redis::RedisResult;
 use tokio::time::{Instant, sleep_until};
 
@@ -13,7 +13,7 @@ use crate::config::RedisConfig;
 use crate::connection::Connector;
 use crate::lease::{Batch, Held, Session};
 use crate::reader::{Reader, Shared};
-use crate::reclaim;
+use crate::{reclaim, stats};
 
 /// A lease keeps all messages of its batch in memory, so only small ones share one.
 const BATCH_BYTES: usize = 64 * 1024;
@@ -123,6 +123,11 @@ impl Control for Shared {
             self.finished().await;
             Ok(())
         })
+    }
+
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+        let session = self.session();
+        QueueFuture::pending(stats::count(&session.commands, &session.keys, &session.group))
     }
 }
 

@@ -49,6 +49,12 @@ fn by_code(error: &RedisError) -> ErrorKind {
         _ if words(error).contains("invalid password") || words(error).contains("AUTH") => {
             ErrorKind::AuthenticationFailed
         }
+        // What a user may not do in a script; 7.2 has a code for it.
+        _ if words(error).contains("The user executing the script")
+            || words(error).contains("ACL failure in script") =>
+        {
+            ErrorKind::AuthenticationFailed
+        }
         _ if words(error).contains("invalid bulk length") => ErrorKind::PayloadTooLarge,
         code => {
             ErrorKind::BackendSpecific { code: code.unwrap_or("client").to_owned(), message: words(error) }
@@ -137,6 +143,8 @@ mod tests {
             ("NOAUTH Authentication required.", AuthenticationFailed),
             ("NOPERM this user has no permissions", AuthenticationFailed),
             ("WRONGTYPE Operation against a key", InvalidConfig),
+            ("ERR ACL failure in script: User x has no permissions to run", AuthenticationFailed),
+            ("ERR The user executing the script can't run this command", AuthenticationFailed),
             ("OOM command not allowed when used memory > 'maxmemory'.", Throttled),
             ("LOADING Redis is loading the dataset in memory", Throttled),
             ("BUSY Redis is busy running a script.", Throttled),

@@ -18,6 +18,7 @@ use crate::connection::Commands;
 use crate::convert::{self, Entry, Id, Source};
 use crate::error;
 use crate::keys::Keys;
+use crate::reclaim::Moved;
 use crate::scripts::{self, Lua};
 
 /// Acks that one script call carries; Lua's stack holds a few thousand.
@@ -30,6 +31,7 @@ pub(crate) struct Session {
     pub(crate) group: Arc<str>,
     pub(crate) consumer: String,
     pub(crate) pending_timeout: Duration,
+    pub(crate) moved: Moved,
     acks: Coalescer<Acks, ()>,
 }
 
@@ -86,7 +88,8 @@ impl Session {
             let flusher = Arc::clone(&flusher);
             async move { flusher.flush(items).await }
         });
-        Self { commands, keys, group, consumer: consumer.to_owned(), pending_timeout, acks }
+        let (consumer, moved) = (consumer.to_owned(), Moved::default());
+        Self { commands, keys, group, consumer, pending_timeout, moved, acks }
     }
 
     /// Puts pending entries of one stream back, in order. `counts`: the attempt has failed, else it never was one.

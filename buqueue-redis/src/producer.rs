@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, Result, driver};
+use buqueue_core::{BuqueueError, ErrorKind, Message, MessageId, QueueStats, Result, driver};
 use chrono::{DateTime, Utc};
 use redis::{Cmd, Pipeline, RedisError, RedisResult, Value};
 
 use crate::connection::Commands;
 use crate::keys::Keys;
-use crate::{convert, error, lease, schedule, scripts};
+use crate::{convert, error, lease, schedule, scripts, stats};
 
 /// How much one round trip of a batch carries.
 const PIPELINE_MESSAGES: usize = 500;
@@ -19,6 +19,8 @@ const PIPELINE_BYTES: usize = 1024 * 1024;
 pub struct RedisProducer {
     pub(crate) commands: Commands,
     pub(crate) keys: Keys,
+    /// Whose messages are counted.
+    pub(crate) group: String,
     pub(crate) window: Duration,
 }
 
@@ -120,6 +122,10 @@ impl driver::Producer for RedisProducer {
             }
         }
         outcomes
+    }
+
+    async fn queue_stats(&self) -> Result<QueueStats> {
+        stats::count(&self.commands, &self.keys, &self.group).await
     }
 }
 

@@ -535,13 +535,16 @@ impl Reader {
                     if self.accept(read.extract_error(), want, want).await? {
                         return Ok(());
                     }
-                    self.cursors = reclaim::read_pass(reply?)?.cursors;
+                    let maintained = reclaim::read_pass(reply?)?;
+                    session.moved.note(&maintained);
+                    self.cursors = maintained.cursors;
                     continue;
                 }
                 maintained => maintained.and_then(reclaim::read_pass),
             };
             let found = self.accept(read.extract_error(), want, want).await?;
             let maintained = maintained?;
+            session.moved.note(&maintained);
             self.cursors = maintained.cursors;
             if found || self.has_entries() || !maintained.more || pass == LOOK_PASSES {
                 return Ok(());

@@ -437,6 +437,8 @@ async fn whole_story(build: impl Fn(RedisConfig) -> QueueBuilder<RedisBackend>, 
         .await
         .unwrap();
     producer.send_at(Message::new("later"), Utc::now() + chrono::TimeDelta::milliseconds(300)).await.unwrap();
+    let (ready, held, later) = counted(&producer).await;
+    assert_eq!(ready + held + later, 4, "{ready} {held} {later}");
     let mut seen = Vec::new();
     while seen.len() < 7 {
         let delivery = receive(&mut consumer).await;
@@ -672,4 +674,57 @@ async fn a_group_that_is_destroyed_all_the_time_is_not_created_in_a_loop() {
     }
     waiting.abort();
     assert!(created < 100, "created {created} times");
+}
+
+async fn counted(producer: &Producer<RedisBackend>) -> (u64, u64, u64) {
+    let stats = timeout(SOON, producer.queue_stats()).await.expect("in time").unwrap();
+    (stats.ready, stats.in_flight.unwrap(), stats.scheduled.unwrap())
+}
+
+#[tokio::test]
+async fn each_group_counts_what_lies_before_it() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let config = config(&url);
+    let other = RedisConfig { group: "other".to_owned(), ..another(&config) };
+    let producer = RedisBackend::builder(config.clone()).build_producer().await.unwrap();
+    assert_eq!(counted(&producer).await, (0, 0, 0));
+    producer.send_batch(vec![Message::new("x"); 6]).await.unwrap();
+    // For a group that nobody has created, and counting does not.
+    assert_eq!(counted(&producer).await, (6, 0, 0));
+    let groups = query(&url, &[b"XINFO", b"GROUPS", config.stream.as_bytes()]).await;
+    assert_eq!(groups, Value::Array(Vec::new()));
+    let mut consumer = consumer(&config).await;
+    let (waiting, _idle) = pair(&other).await;
+    let mut held = Vec::new();
+    while held.len() < 6 {
+        held.push(receive(&mut consumer).await);
+    }
+    assert_eq!((counted(&producer).await, counted(&waiting).await), ((0, 6, 0), (6, 0, 0)));
+    held.pop().unwrap().ack().await.unwrap();
+    held.pop().unwrap().nack_after(Duration::from_secs(3600)).await.unwrap();
+    assert_eq!((counted(&producer).await, counted(&waiting).await), ((0, 4, 1), (6, 0, 0)));
+    for delivery in held {
+        delivery.ack().await.unwrap();
+    }
+    producer.send(Message::new("x")).await.unwrap();
+    assert_eq!((counted(&producer).await, counted(&waiting).await), ((1, 0, 1), (7, 0, 0)));
+}
+
+/// The last entry that the group was given is gone, and one before it is not: the server tells no lag then.
+#[tokio::test]
+async fn acks_out_of_order_do_not_disturb_the_count() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    let (producer, mut consumer) = pair(&config(&url)).await;
+    producer.send_batch(vec![Message::new("x"); 3]).await.unwrap();
+    let (first, second) = (receive(&mut consumer).await, receive(&mut consumer).await);
+    let third = receive(&mut consumer).await;
+    third.ack().await.unwrap();
+    assert_eq!(counted(&producer).await, (0, 2, 0));
+    producer.send(Message::new("x")).await.unwrap();
+    assert_eq!(counted(&producer).await, (1, 2, 0));
+    first.nack().await.unwrap();
+    assert_eq!(counted(&producer).await, (2, 1, 0));
+    second.ack().await.unwrap();
+    consumer.shutdown_handle().shutdown().await;
+    assert_eq!(counted(&producer).await, (2, 0, 0));
 }
