@@ -6,7 +6,7 @@ use std::time::Duration;
 use buqueue_core::{BuqueueError, Capabilities, ErrorKind, Feature, Limits, QueueBuilder, Result, driver};
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{KafkaConfig, KafkaOptions};
+use crate::config::{KafkaConfig, KafkaOptions, OffsetReset};
 use crate::consumer::KafkaConsumer;
 use crate::delay::Forwarding;
 use crate::later::Later;
@@ -62,6 +62,8 @@ impl driver::Backend for KafkaBackend {
     fn redirect(options: &KafkaOptions, destination: &str) -> KafkaOptions {
         let mut redirected = options.clone();
         destination.clone_into(&mut redirected.config.topic);
+        // It is only sent to and counted: what nobody has read there yet is all there.
+        redirected.config.offset_reset = OffsetReset::Earliest;
         redirected
     }
 

@@ -6,19 +6,16 @@
 //! would hold up all readers of the topic until the brokers give it up.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use buqueue_core::driver::Activity;
 use buqueue_core::{Backoff, BuqueueError, ErrorKind, Message, Result};
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message as _};
-use rdkafka::producer::{
-    BaseProducer, BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig,
-};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, PurgeConfig};
 use rdkafka::{Offset, Timestamp, TopicPartitionList};
 use tokio::sync::watch;
 
@@ -30,8 +27,10 @@ use crate::error;
 use crate::group::{ASKING, add};
 use crate::levels::{self, LEVELS};
 use crate::metadata::Position;
+use crate::reports::{Reported, Reports, Works, is_of_all, permanent};
 use crate::session::lock;
 use crate::topology::Topology;
+use crate::watch::tell;
 
 /// How many records are sent on in one transaction.
 const MOST: usize = 500;
@@ -45,6 +44,8 @@ const STEP: Duration = Duration::from_millis(2);
 const IDLE: Duration = Duration::from_millis(100);
 /// What cannot be sent to where it is due is tried again after this, and holds up nobody meanwhile.
 const PUT_OFF: i64 = 60_000;
+/// Who has gone on for so long is well.
+const STEADY: Duration = Duration::from_secs(30);
 /// What has been sent on is deleted so often.
 const TRIM_EVERY: Duration = Duration::from_secs(30);
 
@@ -121,8 +122,12 @@ impl Forwarding {
 fn forward(options: &KafkaOptions, stop: &Arc<AtomicBool>, tell: impl Fn(BuqueueError)) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let mut told = false;
+    let works = Works::default();
     while !stop.load(Ordering::Acquire) {
-        let Err(error) = Forwarder::run(options, stop, &mut backoff, &mut told) else { return };
+        let Err(error) = Forwarder::run(options, stop, &mut backoff, &mut told, &works) else { return };
+        if !stop.load(Ordering::Acquire) {
+            works.whole.failed(&options.config.topic, &error);
+        }
         // Other failures show in the consumer's own calls, which ask the same brokers.
         if !error.is_transient() && error.kind != ErrorKind::NotFound && !told {
             told = true;
@@ -133,56 +138,6 @@ fn forward(options: &KafkaOptions, stop: &Arc<AtomicBool>, tell: impl Fn(Buqueue
             std::thread::sleep(IDLE);
         }
     }
-}
-
-/// Why a record of the transaction was refused, if it was.
-type Reported = Arc<Mutex<Option<ErrorKind>>>;
-
-/// Learns why records cannot be sent to where they are due.
-struct Reports(Reported);
-
-impl ClientContext for Reports {
-    fn error(&self, _error: KafkaError, _reason: &str) {}
-    fn log(&self, _level: RDKafkaLogLevel, _fac: &str, _message: &str) {}
-}
-
-impl ProducerContext for Reports {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        // The others of the batch are told that they were thrown away with it.
-        if let Err((error, _)) = result
-            && let Some(kind) = permanent(error)
-        {
-            lock(&self.0).get_or_insert(kind);
-        }
-    }
-}
-
-/// Why the record itself cannot be accepted, now or later.
-fn permanent(error: &KafkaError) -> Option<ErrorKind> {
-    let kind = error::classify(error.rdkafka_error_code()?);
-    let permanent = matches!(
-        kind,
-        ErrorKind::PayloadTooLarge
-            | ErrorKind::InvalidMessage
-            | ErrorKind::InvalidConfig
-            | ErrorKind::NotFound
-            | ErrorKind::AuthenticationFailed
-    );
-    permanent.then_some(kind)
-}
-
-/// Nothing can be sent on, whatever it is.
-fn is_of_all(error: &KafkaError) -> bool {
-    matches!(
-        error.rdkafka_error_code(),
-        Some(
-            RDKafkaErrorCode::GroupAuthorizationFailed
-                | RDKafkaErrorCode::TransactionalIdAuthorizationFailed
-                | RDKafkaErrorCode::ClusterAuthorizationFailed
-        )
-    )
 }
 
 struct Forwarder<'a> {
@@ -209,6 +164,7 @@ struct Forwarder<'a> {
     done: HashMap<i32, i64>,
     trimmed_at: Instant,
     trimming: Arc<AtomicBool>,
+    works: &'a Works,
 }
 
 impl<'a> Forwarder<'a> {
@@ -218,6 +174,7 @@ impl<'a> Forwarder<'a> {
         stop: &AtomicBool,
         backoff: &mut Backoff,
         told: &mut bool,
+        works: &'a Works,
     ) -> Result<()> {
         let topic = options.delay_topic();
         let election = Election::new(&topic);
@@ -255,10 +212,14 @@ impl<'a> Forwarder<'a> {
             done: HashMap::new(),
             trimmed_at: Instant::now(),
             trimming: Arc::default(),
+            works,
         };
-        let mut changes = 0;
+        let (mut changes, started) = (0, Instant::now());
         while !stop.load(Ordering::Acquire) {
             forwarder.take_in(&mut changes)?;
+            if started.elapsed() >= STEADY {
+                works.whole.worked();
+            }
             let election = forwarder.consumer.context();
             if !election.leads() {
                 // While members come and go it may lead again in a moment.
@@ -364,9 +325,12 @@ impl<'a> Forwarder<'a> {
     fn transact(&mut self) -> Result<()> {
         let Some(producer) = self.producer.take() else { return Ok(()) };
         let taken = self.take_due();
-        let Err(error) = self.send_on(&producer, &taken) else {
-            self.producer = Some(producer);
-            return self.sent_on(&taken);
+        let error = match self.send_on(&producer, &taken) {
+            Ok(arrived) => {
+                self.producer = Some(producer);
+                return self.sent_on(&taken, arrived);
+            }
+            Err(error) => error,
         };
         let cause = lock(&self.reported).take().or_else(|| permanent(&error));
         // What is sent together is refused together: it is sent in halves until it is known which record it is.
@@ -376,9 +340,16 @@ impl<'a> Forwarder<'a> {
             (Some(kind), [(partition, only)]) => {
                 let known = self.unsendable.insert((*partition, only.offset), kind.clone());
                 hopeless = known.is_some();
+                if !hopeless && !is_of_all(&error) {
+                    let refused = BuqueueError::new(kind.clone(), "its topic does not take it");
+                    self.tell(Activity::Failed("sending on a scheduled message", &refused));
+                }
             }
             (Some(_), _) => {}
-            (None, _) => self.not_before = Instant::now() + self.backoff.next_delay(),
+            (None, _) => {
+                self.not_before = Instant::now() + self.backoff.next_delay();
+                self.works.transactions.failed(&self.options.config.topic, &failed(error.clone()));
+            }
         }
         if !abort(&producer) || is_of_all(&error) {
             // What was popped is read again by whoever leads next.
@@ -399,6 +370,10 @@ impl<'a> Forwarder<'a> {
         Ok(())
     }
 
+    fn tell(&self, activity: Activity<'_>) {
+        tell(&self.options.config.topic, activity);
+    }
+
     /// What may go now, in the order in which it is due.
     fn take_due(&mut self) -> Vec<Taken> {
         let (mut taken, now) = (Vec::new(), now());
@@ -413,14 +388,16 @@ impl<'a> Forwarder<'a> {
         taken
     }
 
-    fn send_on(&self, producer: &BaseProducer<Reports>, taken: &[Taken]) -> KafkaResult<()> {
+    /// How many have arrived where they are due; the others wait on.
+    fn send_on(&self, producer: &BaseProducer<Reports>, taken: &[Taken]) -> KafkaResult<usize> {
         // What is reported late belongs to the one before.
         *lock(&self.reported) = None;
         producer.begin_transaction()?;
+        let mut arrived = 0;
         for (partition, entry) in taken {
             let origin = (*partition, entry.offset);
             let put_off = self.unsendable.contains_key(&origin);
-            send_one(self.options, producer, &self.topic, &entry.record, put_off)?;
+            arrived += usize::from(send_one(self.options, producer, &self.topic, &entry.record, put_off)?);
         }
         // Until all are accepted; the client's own waiting for that looks ten times a second only.
         let deadline = Instant::now() + PATIENCE;
@@ -439,11 +416,15 @@ impl<'a> Forwarder<'a> {
         let gone = KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId);
         let group = self.consumer.group_metadata().ok_or(gone)?;
         producer.send_offsets_to_transaction(&offsets, &group, PATIENCE)?;
-        producer.commit_transaction(PATIENCE)
+        producer.commit_transaction(PATIENCE).map(|()| arrived)
     }
 
-    fn sent_on(&mut self, taken: &[Taken]) -> Result<()> {
+    fn sent_on(&mut self, taken: &[Taken], arrived: usize) -> Result<()> {
         self.backoff.reset();
+        self.works.transactions.worked();
+        if arrived > 0 {
+            self.tell(Activity::Forwarded(arrived));
+        }
         self.most = (self.most * 2).min(MOST);
         for (partition, entry) in taken {
             let origin = (*partition, entry.offset);
@@ -508,9 +489,13 @@ impl<'a> Forwarder<'a> {
         let done = std::mem::take(&mut self.done);
         let (options, topic, trimming) =
             (self.options.clone(), self.topic.clone(), Arc::clone(&self.trimming));
+        let trims = Arc::clone(&self.works.trims);
         let spawned = std::thread::Builder::new().name("buqueue-kafka-trim".to_owned()).spawn(move || {
             // What is not deleted now is when the next is.
-            let _tried = blocking(&options, async |topology| topology.delete_below(&topic, &done).await);
+            match blocking(&options, async |topology| topology.delete_below(&topic, &done).await) {
+                Ok(()) => trims.worked(),
+                Err(error) => trims.failed(&options.config.topic, &error),
+            }
             trimming.store(false, Ordering::Release);
         });
         if spawned.is_err() {
@@ -557,16 +542,17 @@ fn producer(options: &KafkaOptions, reported: &Reported) -> Result<BaseProducer<
     Ok(producer)
 }
 
+/// Whether it goes to where it is due.
 fn send_one(
     options: &KafkaOptions,
     producer: &BaseProducer<Reports>,
     topic: &str,
     record: &Waiting,
     put_off: bool,
-) -> KafkaResult<()> {
+) -> KafkaResult<bool> {
     // Somebody else's, or one that names a topic that is none of this queue's: nobody waits for it.
     let Some(delayed) = record.delayed.as_ref().filter(|delayed| is_ours(options, &delayed.target)) else {
-        return Ok(());
+        return Ok(false);
     };
     let put_off =
         put_off.then(|| Delayed { due: delayed.due.max(now() + PUT_OFF), target: delayed.target.clone() });
@@ -583,7 +569,7 @@ fn send_one(
         next.partition = Some(levels::level(left));
         next.headers = convert::headers(&record.message, record.story, Some(delayed));
     }
-    producer.send(next).map_err(|(error, _)| error)
+    producer.send(next).map(|()| left.is_zero()).map_err(|(error, _)| error)
 }
 
 /// The topic itself, or one where a group's failed messages wait.

@@ -18,6 +18,7 @@ use crate::config::OffsetReset;
 use crate::error;
 use crate::metadata::Position;
 use crate::session::{Session, Slot, Topic, lock};
+use crate::watch::{Broken, Line, Work};
 
 /// How long what is committed may be asked for.
 pub(crate) const ASKING: Duration = Duration::from_millis(1500);
@@ -28,7 +29,10 @@ const UNDER_WAY: Duration = Duration::from_secs(1);
 
 /// What the client calls back.
 pub(crate) struct Group {
-    session: Arc<Session>,
+    pub(crate) session: Arc<Session>,
+    /// Whether it is heard of.
+    pub(crate) line: Line,
+    taking_up: Work,
     failure: Mutex<Option<BuqueueError>>,
     /// Whether partitions were assigned, and where they begin is committed.
     pub(crate) begun: watch::Sender<bool>,
@@ -56,6 +60,8 @@ impl Group {
     pub(crate) fn new(session: Arc<Session>) -> Self {
         Self {
             session,
+            line: Line::default(),
+            taking_up: Work::new("taking up partitions"),
             failure: Mutex::default(),
             begun: watch::channel(false).0,
             started: AtomicBool::new(false),
@@ -80,6 +86,11 @@ impl Group {
     pub(crate) fn own_queue(&self, slot: Slot) -> Option<PartitionQueue<Self>> {
         let consumer = self.consumer.get()?.upgrade()?;
         consumer.split_partition_queue(&self.name(slot.topic), slot.partition)
+    }
+
+    /// The queue's.
+    pub(crate) fn topic(&self) -> &str {
+        &self.session.options.config.topic
     }
 
     fn called(&self) {
@@ -193,6 +204,10 @@ impl Group {
 
     fn revoke(&self, consumer: &BaseConsumer<Self>, revoked: &TopicPartitionList) -> KafkaResult<()> {
         let lost = consumer.assignment_lost();
+        if lost && !self.session.is_closing() {
+            let ended = BuqueueError::new(ErrorKind::LeaseExpired, "the session with the group has ended");
+            self.line.broke(self.topic(), Broken::Session, &ended);
+        }
         let mut left = TopicPartitionList::new();
         for place in revoked.elements() {
             let slot = self.slot(place.topic(), place.partition());
@@ -249,6 +264,10 @@ impl Group {
 
 impl ClientContext for Group {
     fn error(&self, error: KafkaError, _reason: &str) {
+        if error.rdkafka_error_code() == Some(Code::AllBrokersDown) && !self.session.is_closing() {
+            let lost = error::from_client("connection", error.clone());
+            self.line.broke(self.topic(), Broken::Connection, &lost);
+        }
         self.report("connection", error);
     }
 
@@ -268,13 +287,21 @@ impl ConsumerContext for Group {
         event: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
-        let outcome = match event {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, partitions),
-            _ => self.revoke(consumer, partitions),
-        };
+        let assigning = event == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let outcome =
+            if assigning { self.assign(consumer, partitions) } else { self.revoke(consumer, partitions) };
         match outcome {
+            Ok(()) if assigning => {
+                self.taking_up.worked();
+                self.line.mended(self.topic(), Broken::Session);
+            }
             Ok(()) => {}
-            Err(error) => self.report("rebalance", error),
+            Err(error) => {
+                if assigning && !self.session.is_closing() {
+                    self.taking_up.failed(self.topic(), &error::from_client("rebalance", error.clone()));
+                }
+                self.report("rebalance", error);
+            }
         }
         self.called();
         self.session.wake();

@@ -65,6 +65,9 @@
 //! a partition that ends in the end of a transaction, as after a schedule or a `nack_after`, counts one until something is
 //! sent behind it and done, and a backlog of messages that were sent on counts one more for each transaction.
 //!
+//! `dead_letter_stats` counts what the same group has not done of the dead letter topic, from its start: it falls only where
+//! dead letters are received with the group of the queue.
+//!
 //! The first question makes a client, which is kept for a minute for the next one, and never joins the group.
 //! Who only sends needs a valid [`KafkaConfig::group_id`] to ask, and more permissions than to send; see below.
 //!
@@ -143,10 +146,12 @@ mod publisher;
 mod random;
 mod reader;
 mod refusals;
+mod reports;
 mod session;
 mod stats;
 mod topology;
 mod tracker;
+mod watch;
 
 pub use backend::KafkaBackend;
 pub use config::{

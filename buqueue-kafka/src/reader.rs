@@ -23,6 +23,7 @@ use crate::intake::Intake;
 use crate::metadata::Position;
 use crate::session::{Session, Slot, lock};
 use crate::topology::Topology;
+use crate::watch::{Broken, Probe, Work};
 
 /// How long the thread sleeps when nothing happens.
 const IDLE: Duration = Duration::from_millis(100);
@@ -56,6 +57,10 @@ pub(crate) struct Reader {
     commits: Committer,
     /// A commit is under way.
     committing: bool,
+    /// What was told of what failed.
+    told_commits: Work,
+    told_restarts: Work,
+    probe: Probe,
     /// What waits cannot be handed out before something else is settled.
     held_up: bool,
     /// Where partitions ended, and no more records came, when a look has waited for them: that is no record there.
@@ -154,6 +159,9 @@ impl Reader {
             look: None,
             commits,
             committing: false,
+            told_commits: Work::new("committing"),
+            told_restarts: Work::new("beginning partitions anew"),
+            probe: Probe::new(),
             held_up: false,
             in_vain: HashMap::new(),
             anew: None,
@@ -183,6 +191,7 @@ impl Reader {
         self.begin_anew();
         self.hand_over();
         self.answer_looks();
+        self.probe.ask(self.consumer.context());
         let failure = self.consumer.context().take_failure();
         if let Some(error) = failure.filter(|error| !error.is_transient() || self.session.slots().is_empty())
         {
@@ -268,13 +277,14 @@ impl Reader {
     /// again where they were.
     fn begin_anew(&mut self) {
         let Some(mut anew) = self.anew.take_if(|_| Instant::now() >= self.not_before) else { return };
-        if let Err(error) = self.restart(&mut anew) {
-            // Each of them may block: not more than one in a row.
-            self.not_before = Instant::now() + self.backoff.next_delay();
-            self.consumer.context().report("restart", error);
-            self.begin_anew_soon(&anew.created, anew.stopped);
-            self.anew.get_or_insert_default().forgotten.append(&mut anew.forgotten);
-        }
+        let Err(error) = self.restart(&mut anew) else { return self.told_restarts.worked() };
+        // Each of them may block: not more than one in a row.
+        self.not_before = Instant::now() + self.backoff.next_delay();
+        let group = self.consumer.context();
+        self.told_restarts.failed(group.topic(), &error::from_client("restart", error.clone()));
+        group.report("restart", error);
+        self.begin_anew_soon(&anew.created, anew.stopped);
+        self.anew.get_or_insert_default().forgotten.append(&mut anew.forgotten);
     }
 
     fn restart(&mut self, anew: &mut Anew) -> KafkaResult<()> {
@@ -389,6 +399,11 @@ impl Reader {
     fn take_outcome(&mut self) {
         if let Some(outcome) = self.commits.outcome() {
             self.committing = false;
+            if outcome.is_ok() {
+                self.told_commits.worked();
+                let group = self.consumer.context();
+                group.line.mended(group.topic(), Broken::Connection);
+            }
             self.committed(outcome);
         }
     }
@@ -406,7 +421,12 @@ impl Reader {
             Err(error) => {
                 self.not_before = Instant::now() + self.backoff.next_delay();
                 // Somebody joins or leaves: the client goes along, and then it is tried again.
-                self.consumer.context().report("commit", error);
+                let group = self.consumer.context();
+                let failure = error::from_client("commit", error.clone());
+                if failure.kind != ErrorKind::LeaseExpired {
+                    self.told_commits.failed(group.topic(), &failure);
+                }
+                group.report("commit", error);
             }
         }
     }

@@ -88,7 +88,7 @@ impl Stats {
         let options = self.options.clone();
         let spawned = std::thread::Builder::new()
             .name("buqueue-kafka-stats".to_owned())
-            .spawn(move || serve(&options, &asked));
+            .spawn(move || serve(&options, asked));
         spawned.map_err(|error| {
             let kind = ErrorKind::BackendSpecific { code: "thread".to_owned(), message: error.to_string() };
             BuqueueError::new(kind, "the thread that counts cannot be started")
@@ -98,7 +98,7 @@ impl Stats {
     }
 }
 
-fn serve(options: &KafkaOptions, asked: &Receiver<Ask>) {
+fn serve(options: &KafkaOptions, asked: Receiver<Ask>) {
     let mut client = None;
     while let Ok(ask) = asked.recv_timeout(KEPT) {
         // Who has gone is not waited for.
@@ -110,9 +110,12 @@ fn serve(options: &KafkaOptions, asked: &Receiver<Ask>) {
         let _gone = ask.answer.send(counted).is_err();
         if failed {
             // The next one begins with new connections.
-            client = None;
+            break;
         }
     }
+    // Before the client, whose end takes its time: who asks meanwhile asks another thread.
+    drop(asked);
+    drop(client);
 }
 
 fn count(options: &KafkaOptions, client: &mut Option<Client>, until: Instant) -> Result<QueueStats> {
