@@ -90,7 +90,7 @@ impl driver::Backend for RabbitMqBackend {
 
     async fn connect_consumer(options: &RabbitMqOptions) -> Result<RabbitMqConsumer> {
         let connector = Connector::new(options)?;
-        let session = Session::new(Publisher::new(connector.clone()), options.config.queue_type);
+        let session = Session::new(Publisher::new(connector.clone()).quiet(), options.config.queue_type);
         RabbitMqConsumer::start(Arc::new(session), connector).await
     }
 }

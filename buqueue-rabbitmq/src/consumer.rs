@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use buqueue_core::driver::{self, Control, Received};
-use buqueue_core::{QueueFuture, Result};
+use buqueue_core::{QueueFuture, QueueStats, Result};
 
 use crate::connection::Connector;
 use crate::lease::{Delivered, Held, Session};
@@ -63,6 +63,11 @@ impl Control for Session {
             self.mailbox.finished().await;
             Ok(())
         })
+    }
+
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+        // On the connection that carries the copies: the reader's may be waited for.
+        QueueFuture::pending(self.publisher.queue_stats())
     }
 }
 

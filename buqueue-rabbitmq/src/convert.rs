@@ -74,6 +74,20 @@ pub(crate) fn properties(message: &Message, id: &str, key_beside: bool, story: S
     if table.inner().is_empty() { properties } else { properties.with_headers(table) }
 }
 
+/// How many bytes the table of a message takes at most; see [`properties`]. Each entry has the length of its name, a type
+/// and the length of its value.
+pub(crate) fn table_bytes(message: &Message) -> usize {
+    const ENTRY: usize = 1 + 1 + 4;
+    let beside = [(KEY, message.routing_key()), (ID, message.deduplication_id())];
+    let beside = beside.into_iter().filter_map(|(name, value)| Some(ENTRY + name.len() + value?.len()));
+    let headers = message.headers().iter().map(|(name, value)| {
+        // Percent-encoding needs up to three bytes for one.
+        let times = if is_the_brokers(name) { 3 } else { 1 };
+        ENTRY + (name.len() + value.len()) * times
+    });
+    beside.sum::<usize>() + ENTRY + ENCODED.len() + headers.sum::<usize>()
+}
+
 fn set(table: &mut FieldTable, name: &str, value: &str) {
     // Core lets no longer names pass.
     if let Ok(name) = ShortString::try_new(name) {
@@ -194,6 +208,28 @@ mod tests {
         assert_eq!(received.message.headers().len(), 6);
         for (name, value) in message.headers().iter() {
             assert_eq!(received.message.header(name), Some(value));
+        }
+    }
+
+    #[test]
+    fn a_table_takes_no_more_than_was_reckoned() {
+        let large = "ü&".repeat(500);
+        for message in [
+            Message::new(""),
+            Message::new("").with_routing_key(&large).with_deduplication_id(&large),
+            Message::new("").with_header("a", &large).with_header("b", "").with_header("x-a", &large),
+            Message::new("").with_header("x-a", &large).with_header("X-b", "").with_header("CC", &large),
+        ] {
+            let properties = properties(&message, "id", true, Story::default());
+            let table = properties.headers().iter().flat_map(|table| table.inner());
+            let bytes: usize = table
+                .map(|(name, value)| match value {
+                    AMQPValue::LongString(value) => 6 + name.as_str().len() + value.as_bytes().len(),
+                    other => panic!("{other:?}"),
+                })
+                .sum();
+            let reckoned = table_bytes(&message);
+            assert!(bytes <= reckoned && reckoned <= bytes + large.len() * 3, "{bytes} {reckoned}");
         }
     }
 

@@ -62,6 +62,14 @@
 //! With a topic or direct exchange, a scheduled message comes to the queues that buqueue consumers have bound to that
 //! exchange, by the same binding keys; with a fanout or headers exchange, to all queues that are bound.
 //!
+//! # What `queue_stats` counts
+//!
+//! Ready: what the queue can still give to a consumer, as the broker answers a passive declaration, for which no permission
+//! is needed. What consumers hold, read ahead or not, is in no number, and neither are the messages that wait in the level
+//! queues, which all queues of a prefix share: AMQP tells neither, so `in_flight` and `scheduled` are `None`. The broker may
+//! take a quorum queue that has no leader for empty. A consumer's monitor asks on a second connection, made when it is first
+//! needed. A queue that was deleted is `NotFound`, until a send or a consumer declares it again.
+//!
 //! # Permissions
 //!
 //! Where the application may not declare, what exists is used; what is missing is told in one error that lists every

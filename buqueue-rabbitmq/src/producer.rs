@@ -1,11 +1,11 @@
 //! The sending half.
 
 use buqueue_core::driver;
-use buqueue_core::{Message, MessageId, Result, unique_id};
+use buqueue_core::{Message, MessageId, QueueStats, Result, unique_id};
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
 
-use crate::convert::Story;
+use crate::convert::{self, Story};
 use crate::publisher::{Due, Parcel, Publisher, Taken, for_all, unroutable};
 use crate::{delay, error};
 
@@ -13,6 +13,10 @@ use crate::{delay, error};
 const WINDOW: usize = 1000;
 /// And how many bytes of payload: the client copies them.
 const WINDOW_BYTES: usize = 16 * 1024 * 1024;
+
+/// What a frame has to hold beside the headers: other properties, what buqueue notes about failures, what the broker
+/// writes down at each delay level, and the few bytes that each header has more than its name and its value.
+const BESIDE_HEADERS: usize = 28 * 1024;
 
 /// Publishes to a queue or an exchange.
 #[derive(Debug)]
@@ -92,6 +96,17 @@ impl driver::Producer for RabbitMqProducer {
             rest = others;
         }
         outcomes
+    }
+
+    fn header_room(&self, message: &Message) -> usize {
+        let frame = self.publisher.frame_bytes();
+        // Of a small frame not all: most messages need little beside their headers.
+        let room = frame - BESIDE_HEADERS.min(frame / 4);
+        room.saturating_sub(convert::table_bytes(message))
+    }
+
+    async fn queue_stats(&self) -> Result<QueueStats> {
+        self.publisher.queue_stats().await
     }
 
     async fn close(&self) -> Result<()> {

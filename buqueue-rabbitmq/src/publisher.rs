@@ -2,12 +2,13 @@
 
 use std::collections::HashSet;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::Duration;
 
-use buqueue_core::{BuqueueError, ErrorKind, Message, Result};
+use buqueue_core::driver::{self, Activity, Backend as _};
+use buqueue_core::{BuqueueError, ErrorKind, Message, QueueStats, Result};
 use futures_util::FutureExt;
 use futures_util::future::maybe_done;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
@@ -15,6 +16,7 @@ use lapin::{Channel, Confirmation, Connection};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::RabbitMqBackend;
 use crate::config::{ExchangeKind, RabbitMqOptions, SHORT_MAX, short};
 use crate::connection::Connector;
 use crate::convert::{self, Story};
@@ -24,6 +26,8 @@ use crate::topology::{self, Part};
 
 /// How many sends, and batches, are on their way at a time; others wait their turn.
 const LANES: usize = 128;
+/// The broker's default for a frame.
+const FRAME_MAX: u32 = 128 * 1024;
 /// How often it is looked whether a blocked connection is free again.
 const BLOCKED_PAUSE: Duration = Duration::from_millis(50);
 
@@ -38,6 +42,10 @@ pub(crate) struct Publisher {
     /// Held while connecting, so that only one does; how the last attempt failed, for those who waited for it. An
     /// async lock: connecting is nothing but waiting.
     connecting: tokio::sync::Mutex<Option<(ErrorKind, String)>>,
+    /// Beside a consumer, whose own connection is what the log hears of.
+    quiet: bool,
+    /// It was told that the connection is lost.
+    lost: AtomicBool,
 }
 
 /// A connection, and the channels to publish on.
@@ -130,7 +138,14 @@ impl Publisher {
             current: RwLock::default(),
             attempts: AtomicU64::new(0),
             connecting: tokio::sync::Mutex::default(),
+            quiet: false,
+            lost: AtomicBool::new(false),
         }
+    }
+
+    /// For a consumer, which tells of its connection itself.
+    pub(crate) fn quiet(self) -> Self {
+        Self { quiet: true, ..self }
     }
 
     fn options(&self) -> &RabbitMqOptions {
@@ -161,12 +176,19 @@ impl Publisher {
         {
             return Err(BuqueueError::new(kind.clone(), fact.clone()));
         }
+        if self.current.write().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            // It has died unnoticed.
+            self.tell_lost(&error::lost("publish"));
+        }
         let attempt = self.connect().await;
         let first = self.attempts.fetch_add(1, Ordering::AcqRel) == 0;
         match attempt {
             Ok(live) => {
                 *last_failure = None;
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&live));
+                if self.lost.swap(false, Ordering::Relaxed) {
+                    self.tell(Activity::Reconnected);
+                }
                 Ok(live)
             }
             Err(error) => {
@@ -197,12 +219,47 @@ impl Publisher {
         current.as_ref().filter(|live| live.connection.status().connected()).cloned()
     }
 
-    /// Does not use this connection again.
-    fn give_up(&self, live: &Arc<Live>) {
-        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, live)) {
-            *current = None;
+    /// Does not use this connection again, because of this error.
+    fn give_up(&self, live: &Arc<Live>, error: BuqueueError) -> BuqueueError {
+        let given_up = {
+            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+            current.take_if(|current| Arc::ptr_eq(current, live))
+        };
+        if given_up.is_some() {
+            self.tell_lost(&error);
         }
+        error
+    }
+
+    fn tell_lost(&self, error: &BuqueueError) {
+        if !self.lost.swap(true, Ordering::Relaxed) {
+            self.tell(Activity::Disconnected(error));
+        }
+    }
+
+    fn tell(&self, activity: Activity<'_>) {
+        if !self.quiet {
+            driver::tell(RabbitMqBackend::NAME, &self.options().config.queue, activity);
+        }
+    }
+
+    /// Counts what waits in the queue. AMQP tells no more: not what is in flight, and delays are shared with others.
+    pub(crate) async fn queue_stats(&self) -> Result<QueueStats> {
+        let live = self.live().await?;
+        let counting = topology::waiting(&live.connection, &self.options().config.queue);
+        match timeout(self.timeout(), counting).await {
+            Ok(Ok(waiting)) => Ok(QueueStats::ready(waiting)),
+            Ok(Err(error)) if error.kind == ErrorKind::ConnectionLost => Err(self.give_up(&live, error)),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(self.late(&live, "queue_stats")),
+        }
+    }
+
+    /// What fits into one frame of this connection.
+    pub(crate) fn frame_bytes(&self) -> usize {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        let agreed = current.as_ref().map_or(FRAME_MAX, |live| live.connection.configuration().frame_max());
+        usize::try_from(agreed).unwrap_or(usize::MAX)
     }
 
     /// Where a message goes that is sent now.
@@ -274,8 +331,7 @@ impl Publisher {
             match timeout(limit, topology::declare(&live.connection, &needed)).await {
                 Ok(declared) => declared?,
                 Err(_) => {
-                    self.give_up(&live);
-                    return Err(error::timed_out("declaring the queues for delays"));
+                    return Err(self.give_up(&live, error::timed_out("declaring the queues for delays")));
                 }
             }
             {
@@ -336,7 +392,7 @@ impl Publisher {
         let lane = match timeout_at(deadline, self.lane(live)).await {
             Ok(Ok(lane)) => lane,
             Ok(Err(error)) => return for_all(parcels.len(), error),
-            Err(_) => return for_all(parcels.len(), self.late(live)),
+            Err(_) => return for_all(parcels.len(), self.late(live, "publish")),
         };
         // Begun together: the client's writer takes what is there with one write, where it would take a write for each
         // that is waited for. Each is written at its first poll, which is in order.
@@ -385,7 +441,7 @@ impl Publisher {
         let known: HashSet<&str> = returned.iter().flatten().map(String::as_str).collect();
         // Of a lone message it is clear which one came back, also where its id is no property.
         let lone = parcels.len() == 1 && !returned.is_empty();
-        let late = (!in_time).then(|| self.late(live));
+        let late = (!in_time).then(|| self.late(live, "publish"));
         let uncertain = || match &late {
             Some(late) => BuqueueError::new(late.kind.clone(), late.message()),
             None => error::lost("publish"),
@@ -401,8 +457,7 @@ impl Publisher {
                     Err(BuqueueError::new(ErrorKind::Throttled, fact))
                 }
                 Some(Ok(Confirmation::NotRequested)) => {
-                    self.give_up(live);
-                    Err(error::lost("the channel has no confirms"))
+                    Err(self.give_up(live, error::lost("the channel has no confirms")))
                 }
                 Some(Err(NotWritten::Own(error))) => Err(error),
                 Some(Err(NotWritten::Client(error))) => Err(self.broken(live, error)),
@@ -427,22 +482,21 @@ impl Publisher {
     }
 
     fn broken(&self, live: &Arc<Live>, error: lapin::Error) -> BuqueueError {
-        self.give_up(live);
-        match error::classify(&error) {
+        let error = match error::classify(&error) {
             // An exchange that was deleted closes the channel, and all that was on its way with it. The next
             // connection declares it again.
             ErrorKind::NotFound => error::lost("publish").with_source(error),
             _ => error::convert("publish", error),
-        }
+        };
+        self.give_up(live, error)
     }
 
     /// The error of what has taken too long on this connection.
-    pub(crate) fn late(&self, live: &Arc<Live>) -> BuqueueError {
+    fn late(&self, live: &Arc<Live>, what: &str) -> BuqueueError {
         if live.connection.status().blocked() {
             return error::blocked();
         }
-        self.give_up(live);
-        error::timed_out("publish")
+        self.give_up(live, error::timed_out(what))
     }
 
     /// Flushes and closes.

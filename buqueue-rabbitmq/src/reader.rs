@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use buqueue_core::driver::{self, Activity, Backend as _};
 use buqueue_core::{BuqueueError, ErrorKind, Result, unique_id};
 use futures_util::future::join_all;
 use futures_util::stream::{SelectAll, once};
@@ -24,6 +25,7 @@ use lapin::types::{FieldTable, ShortString};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::RabbitMqBackend;
 use crate::config::{QueueType, RabbitMqOptions, short};
 use crate::connection::Connector;
 use crate::convert;
@@ -86,6 +88,8 @@ pub(crate) struct Reader {
     failed_at_call: Option<u64>,
     /// There has been a connection, and all that was declared.
     built: bool,
+    /// It was told that the session is over.
+    lost: bool,
 }
 
 enum Step {
@@ -111,6 +115,7 @@ impl Reader {
             copies: Vec::new(),
             failed_at_call: None,
             built: false,
+            lost: false,
         };
         reader.connect().await?;
         reader.built = true;
@@ -216,7 +221,9 @@ impl Reader {
         // Deliveries of the channel before are the broker's again.
         drop(self.session.mailbox.take_back(|held| !held.epoch.is_alive()));
         self.copies.retain(|held| held.epoch.is_alive());
-        self.epoch = None;
+        if self.epoch.take().is_some() {
+            self.tell_lost(&error::lost("consume"));
+        }
         let connection = self.connector.connect().await?;
         let limit = self.options().config.connection_timeout;
         let preparing = async {
@@ -232,6 +239,9 @@ impl Reader {
         };
         self.epoch =
             Some(Arc::new(Epoch::new(Arc::new(connection), channel, self.options().operation_timeout)));
+        if std::mem::take(&mut self.lost) {
+            self.tell(Activity::Reconnected);
+        }
         Ok(())
     }
 
@@ -299,9 +309,9 @@ impl Reader {
     async fn renew(&mut self) -> Result<()> {
         let Some(epoch) = self.epoch.clone() else { return Ok(()) };
         let limit = self.connector.options.operation_timeout;
-        let looking = topology::is_there(&epoch.connection, &self.connector.options.config.queue);
+        let looking = topology::waiting(&epoch.connection, &self.connector.options.config.queue);
         match timeout(limit, looking).await {
-            Ok(Ok(())) => {}
+            Ok(Ok(_)) => {}
             Ok(Err(error)) if error.kind == ErrorKind::NotFound => {
                 return Err(self.lost("consume: the queue was deleted").with_source(error));
             }
@@ -491,7 +501,20 @@ impl Reader {
         outcome
     }
 
+    fn tell_lost(&mut self, error: &BuqueueError) {
+        if self.built && !std::mem::replace(&mut self.lost, true) {
+            self.tell(Activity::Disconnected(error));
+        }
+    }
+
+    fn tell(&self, activity: Activity<'_>) {
+        driver::tell(RabbitMqBackend::NAME, &self.options().config.queue, activity);
+    }
+
     fn fail(&mut self, error: BuqueueError) {
+        if self.epoch.is_none() {
+            self.tell_lost(&error);
+        }
         let mailbox = &self.session.mailbox;
         self.failed_at_call = Some(mailbox.wishes().calls);
         mailbox.fail(error);

@@ -187,15 +187,15 @@ fn table(arguments: &[Argument]) -> Result<FieldTable> {
     Ok(table)
 }
 
-/// Makes sure that the queue is there.
-pub(crate) async fn is_there(connection: &Connection, queue: &str) -> Result<()> {
+/// How many messages wait in the queue; an error when it is not there. On a channel of its own, which that error closes.
+pub(crate) async fn waiting(connection: &Connection, queue: &str) -> Result<u64> {
     let open = |error| error::convert("a channel", error);
     let channel = connection.create_channel().await.map_err(open)?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let asked = channel.queue_declare(short(queue)?, options, FieldTable::default()).await;
-    asked.map_err(|error| error::convert("the queue", error))?;
+    let queue = asked.map_err(|error| error::convert("the queue", error))?;
     drop(channel.close(200, short("asked")?).await);
-    Ok(())
+    Ok(queue.message_count().into())
 }
 
 enum Failure {

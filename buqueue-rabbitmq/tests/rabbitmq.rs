@@ -12,7 +12,7 @@ use buqueue_core::{Delivery, ErrorKind, Message};
 use buqueue_rabbitmq::{ExchangeConfig, ExchangeKind, RabbitMqBackend, RabbitMqBuilderExt, RabbitMqConfig};
 use chrono::{TimeDelta, Utc};
 use futures_util::future::join_all;
-use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
+use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Connection, ConnectionProperties};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -356,4 +356,35 @@ async fn without_consumers(channel: &Channel, queue: &str) -> u32 {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+#[tokio::test]
+async fn what_waits_is_counted_and_a_queue_that_is_gone_is_not_found() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ") else { return };
+    let config = config(&url, "counted");
+    let pair = RabbitMqBackend::builder(config.clone()).build_pair().await;
+    let (producer, mut consumer) = pair.unwrap();
+    for _ in 0..3 {
+        producer.send(Message::new("m")).await.unwrap();
+    }
+    let held = within(consumer.receive()).await.unwrap();
+    let monitor = consumer.monitor();
+    drop(consumer);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    // One is held, and what was read ahead comes back.
+    while within(producer.queue_stats()).await.unwrap().ready != 2 {
+        assert!(Instant::now() < deadline, "{:?}", within(producer.queue_stats()).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let stats = within(monitor.stats()).await.unwrap();
+    assert_eq!((stats.ready, stats.in_flight, stats.scheduled), (2, None, None));
+    held.ack().await.unwrap();
+    let (_connection, channel) = channel(&url).await;
+    let queue = ShortString::try_new(config.queue).unwrap();
+    channel.queue_delete(queue, QueueDeleteOptions::default()).await.unwrap();
+    let gone = within(producer.queue_stats()).await.unwrap_err();
+    assert_eq!(gone.kind, ErrorKind::NotFound, "{gone}");
+    // The connection is as good as before.
+    producer.send(Message::new("m")).await.unwrap();
+    assert!(within(producer.queue_stats()).await.is_ok());
 }
