@@ -213,7 +213,7 @@ pub trait Harness: Sized + Send + Sync + 'static {
     /// Which numbers of [`QueueStats`](buqueue_core::QueueStats) the broker tells. Default: all.
     #[must_use]
     fn counts(&self) -> Counts {
-        Counts { in_flight: true, scheduled: true }
+        Counts { held: Held::Apart, scheduled: true }
     }
 
     /// Why a message that was fetched and given back untouched counts as an attempt on this broker; `Ok` where it
@@ -247,10 +247,21 @@ pub trait Harness: Sized + Send + Sync + 'static {
 /// Which numbers of [`QueueStats`](buqueue_core::QueueStats) a broker tells, beside `ready`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// What is held unsettled is told apart from what waits.
-    pub in_flight: bool,
+    /// Where what is held unsettled is counted.
+    pub held: Held,
     /// What is not due is counted.
     pub scheduled: bool,
+}
+
+/// Where a broker counts what is held unsettled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// In `in_flight`.
+    Apart,
+    /// In `ready`.
+    AmongReady,
+    /// In no number.
+    Nowhere,
 }
 
 /// What a hook returns: its result, or why this backend has no such thing.

@@ -41,7 +41,7 @@ pub mod worker;
 
 pub use context::{ConsumerOf, Ctx, ProducerOf};
 pub use failing::{FailingConfig, FailingDlq, FailingProducer};
-pub use harness::{Counts, Excluded, Foreign, Harness, Hook, Setup, Skip, unless_long};
+pub use harness::{Counts, Excluded, Foreign, Harness, Held, Hook, Setup, Skip, unless_long};
 pub use list::{CASES, Case};
 pub use proxy::FaultProxy;
 pub use runner::Outcome;

@@ -141,7 +141,8 @@ impl<B: Backend, Dispatch> QueueBuilder<B, Dispatch> {
     async fn connect_producer(&self) -> Result<Producer<B>> {
         let driver = B::connect_producer(&self.config).await?;
         // Who sends is in no group.
-        let scope = Scope::new(B::NAME, B::destination(&self.config), None);
+        let scope =
+            Scope::new(B::NAME, B::destination(&self.config), &B::destination_name(&self.config), None);
         Ok(Producer::new(driver, scope, B::capabilities(&self.config)))
     }
 
@@ -166,7 +167,12 @@ impl<B: Backend, Dispatch> QueueBuilder<B, Dispatch> {
                 B::connect_consumer(&config).await?
             }
         };
-        let scope = Scope::new(B::NAME, source, B::group(&self.config).as_deref());
+        let scope = Scope::new(
+            B::NAME,
+            source,
+            &B::destination_name(&self.config),
+            B::group(&self.config).as_deref(),
+        );
         let shared = Shared::new(scope, dead_letters, self.drain_timeout, driver.control());
         Ok(Consumer::new(driver, Arc::new(shared), B::capabilities(&self.config)))
     }

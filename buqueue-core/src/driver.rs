@@ -34,8 +34,13 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// What this backend can do in this configuration.
     fn capabilities(config: &Self::Config) -> Capabilities;
 
-    /// The queue, topic or stream that the configuration names, for dead letter headers and telemetry.
+    /// The queue, topic or stream that the configuration names, as [`redirect`](Self::redirect) takes it.
     fn destination(config: &Self::Config) -> String;
+
+    /// What telemetry calls it, where that is shorter.
+    fn destination_name(config: &Self::Config) -> String {
+        Self::destination(config)
+    }
 
     /// The consumer group that the configuration names, for telemetry; `None` where there is none.
     fn group(config: &Self::Config) -> Option<String> {

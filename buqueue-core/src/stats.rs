@@ -17,7 +17,8 @@ use crate::shutdown::Shared;
 pub struct QueueStats {
     /// Messages that wait to be delivered; on a log, what the consumer group has not settled yet (its lag).
     pub ready: u64,
-    /// Messages that some consumer holds unsettled; `None` where the broker counts them as `ready`.
+    /// Messages that some consumer holds unsettled; `None` where they cannot be told: Kafka counts them as `ready`, AMQP
+    /// (RabbitMQ) not at all.
     pub in_flight: Option<u64>,
     /// Messages of `send_at` and `nack_after` that are not due; `None` where they cannot be told.
     pub scheduled: Option<u64>,

@@ -59,6 +59,10 @@ impl driver::Backend for KafkaBackend {
         options.config.topic.clone()
     }
 
+    fn group(options: &KafkaOptions) -> Option<String> {
+        Some(options.config.group_id.clone())
+    }
+
     fn redirect(options: &KafkaOptions, destination: &str) -> KafkaOptions {
         let mut redirected = options.clone();
         destination.clone_into(&mut redirected.config.topic);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use buqueue_core::driver::Lease;
+use buqueue_core::driver::{Detail, Lease};
 use buqueue_core::{Message, MessageId, QueueFuture, Result};
 use chrono::Utc;
 
@@ -76,6 +76,12 @@ impl Lease for Delivered {
 
     fn message_id(&self, _index: u32) -> MessageId {
         format!("{}-{}", self.held.place.slot.partition, self.held.place.offset).into()
+    }
+
+    fn details(&self, _index: u32, tell: &mut dyn FnMut(&'static str, Detail<'_>)) {
+        let place = self.held.place;
+        tell("messaging.destination.partition.id", Detail::Text(&place.slot.partition.to_string()));
+        tell("messaging.kafka.offset", Detail::Number(place.offset));
     }
 
     fn ack(&self, _index: u32) -> QueueFuture<'_, Result<()>> {

@@ -12,7 +12,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use buqueue_conformance::{Counts, Excluded, Foreign, Harness, Hook, Setup, Skip};
+use buqueue_conformance::{Counts, Excluded, Foreign, Harness, Held, Hook, Setup, Skip};
 use buqueue_core::QueueBuilder;
 use buqueue_kafka::{KafkaBackend, KafkaBuilderExt, KafkaConfig, OffsetReset};
 use rdkafka::ClientConfig;
@@ -114,7 +114,7 @@ impl Harness for Broker {
 
     /// Brokers know what is committed and where partitions end: neither who holds what, nor when it is due.
     fn counts(&self) -> Counts {
-        Counts { in_flight: false, scheduled: false }
+        Counts { held: Held::AmongReady, scheduled: false }
     }
 
     async fn restart_broker(&self) -> Hook<()> {

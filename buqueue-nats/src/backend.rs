@@ -60,6 +60,10 @@ impl driver::Backend for NatsBackend {
         options.config.jetstream.stream_name.clone()
     }
 
+    fn group(options: &NatsOptions) -> Option<String> {
+        Some(options.config.jetstream.durable_consumer.clone())
+    }
+
     fn redirect(options: &NatsOptions, destination: &str) -> NatsOptions {
         let mut redirected = options.clone();
         let jetstream = &mut redirected.config.jetstream;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use buqueue_core::driver::Lease;
+use buqueue_core::driver::{Detail, Lease};
 use buqueue_core::{
     BuqueueError, Coalescer, ErrorKind, FirstFailures, Mailbox, Message, MessageId, QueueFuture, Result,
 };
@@ -369,6 +369,15 @@ impl Lease for Delivered {
 
     fn message_id(&self, _index: u32) -> MessageId {
         self.held.id.as_str().into()
+    }
+
+    fn details(&self, _index: u32, tell: &mut dyn FnMut(&'static str, Detail<'_>)) {
+        if let Some(key) = self.held.message.routing_key() {
+            tell("messaging.rabbitmq.destination.routing_key", Detail::Text(key));
+        }
+        if let Ok(tag) = i64::try_from(self.held.tag) {
+            tell("messaging.rabbitmq.message.delivery_tag", Detail::Number(tag));
+        }
     }
 
     fn ack(&self, _index: u32) -> QueueFuture<'_, Result<()>> {

@@ -10,7 +10,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use buqueue_conformance::{Counts, Excluded, Foreign, Harness, Hook, Setup, Skip, unless_long};
+use buqueue_conformance::{Counts, Excluded, Foreign, Harness, Held, Hook, Setup, Skip, unless_long};
 use buqueue_core::QueueBuilder;
 use buqueue_rabbitmq::{QueueType, RabbitMqBackend, RabbitMqBuilderExt, RabbitMqConfig};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions};
@@ -209,7 +209,7 @@ macro_rules! harness {
 
             fn counts(&self) -> Counts {
                 // AMQP tells only what waits, and the queues for delays are shared with other queues.
-                Counts { in_flight: false, scheduled: false }
+                Counts { held: Held::Nowhere, scheduled: false }
             }
 
             fn returns_uncounted(&self) -> Hook<()> {

@@ -57,6 +57,10 @@ impl driver::Backend for RedisBackend {
         config.config.stream.clone()
     }
 
+    fn group(config: &RedisOptions) -> Option<String> {
+        Some(config.config.group.clone())
+    }
+
     fn redirect(config: &RedisOptions, destination: &str) -> RedisOptions {
         let mut redirected = config.clone();
         destination.clone_into(&mut redirected.config.stream);

@@ -65,6 +65,11 @@ impl driver::Backend for SqsBackend {
         options.config.queue_url.clone()
     }
 
+    fn destination_name(options: &SqsOptions) -> String {
+        let url = &options.config.queue_url;
+        url.rsplit('/').next().unwrap_or(url).to_owned()
+    }
+
     fn redirect(options: &SqsOptions, destination: &str) -> SqsOptions {
         let mut redirected = options.clone();
         redirected.config.queue_url = match QueueUrl::parse(&options.config.queue_url) {

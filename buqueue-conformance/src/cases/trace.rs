@@ -9,13 +9,12 @@ use chrono::Utc;
 use futures_util::StreamExt as _;
 use opentelemetry::trace::{SpanKind, Status};
 use opentelemetry_sdk::trace::SpanData;
-use tracing::instrument::WithSubscriber as _;
-use tracing::{Dispatch, Instrument as _, info, info_span};
+use tracing::{Instrument as _, info, info_span};
 use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
 use crate::support::{SOON, ack, nack, numbered, receive, send, send_all, within};
-use crate::traces::{Spans, attribute, carried, is_child, links_to, place, traced};
+use crate::traces::{Spans, attribute, carried, is_child, links_to, place, subscribed, traced};
 use crate::{Ctx, Harness, Outcome};
 
 /// A handler: a span of its own, and an answer that it sends.
@@ -359,7 +358,7 @@ pub async fn nothing_private_is_said<H: Harness>(cx: &Ctx<H>) -> Outcome {
         .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
         // What the brokers' own clients say is theirs.
         .with_filter(FilterFn::new(|metadata| metadata.target().starts_with("buqueue")));
-    let dispatch = Dispatch::new(tracing_subscriber::registry().with(layer));
+    let subscriber = tracing_subscriber::registry().with(layer);
     let message = || Message::new("canary-payload").with_header("token", "canary-value");
     let wrong = cx.harness().wrong_credentials(&cx.setup());
     let secret = wrong.as_ref().map(|(_, secret)| secret.clone()).unwrap_or_else(|_| "canary".to_owned());
@@ -382,7 +381,7 @@ pub async fn nothing_private_is_said<H: Harness>(cx: &Ctx<H>) -> Outcome {
             assert!(builder.build_producer().await.is_err(), "the credentials are wrong");
         }
     };
-    work.with_subscriber(dispatch).await;
+    subscribed(subscriber, work).await;
     let said = String::from_utf8(log.0.lock().unwrap().clone()).expect("text");
     assert!(said.contains("dropped unsettled"), "the test sees what is said:\n{said}");
     assert!(said.contains("moved to the dead letter queue"), "{said}");

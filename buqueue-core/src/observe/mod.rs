@@ -138,16 +138,16 @@ const ABANDONED: &str = "abandoned";
 #[derive(Debug)]
 pub(crate) struct Scope {
     pub(crate) backend: &'static str,
-    /// The queue, as the backend names it.
+    /// The queue, as the backend addresses it; spans and instruments may have a shorter name for it.
     pub(crate) destination: Box<str>,
     spans: trace::Spans,
     meter: metrics::Meter,
 }
 
 impl Scope {
-    pub(crate) fn new(backend: &'static str, destination: String, group: Option<&str>) -> Self {
-        let spans = trace::Spans::new(backend, &destination, group);
-        let meter = metrics::Meter::new(backend, &destination, group);
+    pub(crate) fn new(backend: &'static str, destination: String, name: &str, group: Option<&str>) -> Self {
+        let spans = trace::Spans::new(backend, name, group);
+        let meter = metrics::Meter::new(backend, name, group);
         Self { backend, destination: destination.into_boxed_str(), spans, meter }
     }
 
