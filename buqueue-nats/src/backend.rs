@@ -61,7 +61,7 @@ impl driver::Backend for NatsBackend {
     }
 
     fn group(options: &NatsOptions) -> Option<String> {
-        Some(options.config.jetstream.durable_consumer.clone())
+        Some(options.config.durable_consumer.clone())
     }
 
     fn redirect(options: &NatsOptions, destination: &str) -> NatsOptions {

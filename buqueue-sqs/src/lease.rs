@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use buqueue_core::driver::Lease;
+use buqueue_core::driver::{Detail, Lease};
 use buqueue_core::{
     BuqueueError, ErrorKind, FirstFailures, Mailbox, Message, MessageId, QueueFuture, Result,
 };
@@ -263,6 +263,10 @@ impl Lease for Delivered {
 
     fn message_id(&self, _index: u32) -> MessageId {
         self.held.id.clone().into()
+    }
+
+    fn details(&self, _index: u32, tell: &mut dyn FnMut(&'static str, Detail<'_>)) {
+        tell("aws.sqs.queue.url", Detail::Text(&self.session.scheduler.target.link.queue.whole));
     }
 
     fn ack(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
