@@ -143,6 +143,9 @@ impl Delivery {
     /// Runs `future` inside the span of this message, so that its own spans and events, and the messages that it sends,
     /// belong to the same trace. Without the feature `tracing` it is the future itself.
     ///
+    /// Where `tracing::Instrument` is in scope, which has a method of this name on everything, write
+    /// `(&delivery).instrument(…)`, or `future.instrument(delivery.span().clone())`.
+    ///
     /// ```
     /// # async fn handle(payload: &[u8]) {}
     /// # async fn example(delivery: buqueue_core::Delivery) -> buqueue_core::Result<()> {

@@ -13,7 +13,7 @@ const STEP: u32 = 100;
 
 fn main() {
     let listener = std::env::args().nth(1).unwrap_or_else(|| "nobody".to_owned());
-    let listening = listen(&listener);
+    let _listening = listen(&listener);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
     let (send, receive) = runtime.block_on(async {
         let pair = MemoryBackend::builder(MemoryConfig::default()).build_pair().await;
@@ -38,7 +38,6 @@ fn main() {
         (send, receive)
     });
     println!("{} {}", send / u128::from(MESSAGES), receive / u128::from(MESSAGES));
-    drop(listening);
 }
 
 #[cfg(not(feature = "on"))]

@@ -80,13 +80,13 @@ impl Spans {
             return;
         }
         let create = span!("buqueue::create", "producer", self, Operation::Create);
-        if create.is_disabled() {
+        let own = create.context().span().span_context().clone();
+        if own.is_valid() {
+            send.0.add_link(own);
+            inject(&context_of(&create), message, room);
+        } else {
             send.inject(message, room);
-            return;
         }
-        let cx = context_of(&create);
-        send.0.add_link(cx.span().span_context().clone());
-        inject(&cx, message, room);
     }
 
     /// The span of a call that hands messages out. It begins when they are there: how long a consumer waited for them is
