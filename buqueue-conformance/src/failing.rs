@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use buqueue_core::driver::{Backend, Producer};
-use buqueue_core::{BuqueueError, Capabilities, ErrorKind, Message, MessageId, QueueBuilder, Result};
+use buqueue_core::{
+    BuqueueError, Capabilities, ErrorKind, Message, MessageId, QueueBuilder, QueueStats, Result,
+};
 use chrono::{DateTime, Utc};
 
 /// Any backend, except that the next sends to its dead letter queue fail.
@@ -54,6 +56,14 @@ impl<B: Backend> Backend for FailingDlq<B> {
 
     fn destination(config: &Self::Config) -> String {
         B::destination(&config.inner)
+    }
+
+    fn destination_name(config: &Self::Config) -> String {
+        B::destination_name(&config.inner)
+    }
+
+    fn group(config: &Self::Config) -> Option<String> {
+        B::group(&config.inner)
     }
 
     fn redirect(config: &Self::Config, destination: &str) -> Self::Config {
@@ -108,6 +118,14 @@ impl<P: Producer> Producer for FailingProducer<P> {
 
     async fn send_batch(&self, messages: Vec<Message>) -> Vec<Result<MessageId>> {
         self.inner.send_batch(messages).await
+    }
+
+    fn header_room(&self, message: &Message) -> usize {
+        self.inner.header_room(message)
+    }
+
+    async fn queue_stats(&self) -> Result<QueueStats> {
+        self.inner.queue_stats().await
     }
 
     async fn close(&self) -> Result<()> {

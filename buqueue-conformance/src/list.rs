@@ -300,14 +300,15 @@ macro_rules! __cases {
                 33 attributes_are_the_conventions();
                 33 what_is_carried_stays();
                 33 baggage_comes_through();
-                33 without_spans_of_ours();
+                33 only_who_traces_adds_headers();
                 35 nothing_private_is_said(DeadLetters);
             }
             stats {
                 34 ready_in_flight_and_scheduled();
                 34 told_by_the_monitor();
                 34 dead_letters_are_counted(DeadLetters DeliveryCount);
-                34 a_silent_broker_is_an_error();
+                34 a_silent_connection_ends_in_time();
+                34 an_unreachable_broker_is_an_error();
             }
             endurance {
                 14 five_restarts(SurvivesBrokerRestart) alone;

@@ -109,19 +109,23 @@ async fn bury(shared: Arc<Shared>, mut buried: Buried) {
         return;
     }
     let settling = shared.scope.begin_burial(death.message);
-    let published = dead_letters.publish(&death).await;
-    shared.scope.settled(settling, &published);
-    if let Err(error) = published {
-        shared.scope.dead_letter_failed(&error);
-        // The message stays in its queue and comes again; others are not held up. If this nack fails too, the lease
-        // brings the message back.
-        drop(lease.nack(*index, DEAD_LETTER_RETRY).await);
-    } else {
-        if let Err(error) = lease.ack(*index).await {
-            shared.scope.dead_letter_not_acked(&error);
+    match dead_letters.publish(&death).await {
+        Err(error) => {
+            settling.within(|| shared.scope.dead_letter_failed(&error));
+            settling.end_with(Some(&error));
+            // The message stays in its queue and comes again; others are not held up. If this nack fails too, the lease
+            // brings the message back.
+            drop(lease.nack(*index, DEAD_LETTER_RETRY).await);
         }
-        shared.dead_lettered.fetch_add(1, Ordering::Relaxed);
-        shared.scope.dead_lettered(attempts);
+        Ok(_) => {
+            let acked = lease.ack(*index).await;
+            if let Err(error) = &acked {
+                settling.within(|| shared.scope.dead_letter_not_acked(error));
+            }
+            shared.dead_lettered.fetch_add(1, Ordering::Relaxed);
+            settling.within(|| shared.scope.dead_lettered(attempts));
+            settling.end(&acked);
+        }
     }
     buried.0 = None;
 }

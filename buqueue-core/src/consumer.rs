@@ -47,7 +47,9 @@ pub trait QueueConsumer: fmt::Debug + Send + 'static {
     fn shutdown_handle(&self) -> ShutdownHandle;
 
     /// A handle that counts what lies in the queue, from anywhere.
-    fn monitor(&self) -> QueueMonitor;
+    fn monitor(&self) -> QueueMonitor {
+        self.shutdown_handle().monitor()
+    }
 
     /// What the backend can do.
     fn capabilities(&self) -> &Capabilities;
@@ -201,7 +203,7 @@ impl<B: Backend> Consumer<B> {
             }
             let started = self.shared.scope.begin_fetch();
             let outcome = self.driver.fetch(ONE, Duration::ZERO, &mut self.inbox).await;
-            self.shared.scope.fetched(started, &outcome, self.inbox.len());
+            self.shared.scope.fetched(&started, &outcome, self.inbox.len());
             outcome.map_err(stamp::<B>)?;
             if self.inbox.is_empty() {
                 return Ok(None);
@@ -240,7 +242,7 @@ impl<B: Backend> Consumer<B> {
     /// A handle that counts what lies in the queue, from anywhere. Cheap to clone.
     #[must_use]
     pub fn monitor(&self) -> QueueMonitor {
-        QueueMonitor { shared: Arc::clone(&self.shared) }
+        self.shutdown_handle().monitor()
     }
 
     /// Turns the consumer into a stream of its messages.
@@ -315,7 +317,7 @@ impl<B: Backend> Consumer<B> {
                 shared.until_stopped(both).await
             };
             if let Some(outcome) = &outcome {
-                self.shared.scope.fetched(started, outcome, self.inbox.len());
+                self.shared.scope.fetched(&started, outcome, self.inbox.len());
             }
             match outcome {
                 None => return Err(self.end(stopped::<B>()).await),
@@ -507,6 +509,7 @@ impl<C: QueueConsumer + ?Sized> QueueConsumer for Box<C> {
 /// lease.
 impl<B: Backend> Drop for Consumer<B> {
     fn drop(&mut self) {
+        self.shared.be_gone();
         self.inbox.append(&mut self.burials.take_waiting());
         for Received { lease, index, .. } in self.inbox.drain(..).rev() {
             if lease.release(index).into_ready().is_ok() {

@@ -143,8 +143,8 @@ impl Delivery {
     /// Runs `future` inside the span of this message, so that its own spans and events, and the messages that it sends,
     /// belong to the same trace. Without the feature `tracing` it is the future itself.
     ///
-    /// Where `tracing::Instrument` is in scope, which has a method of this name on everything, write
-    /// `(&delivery).instrument(…)`, or `future.instrument(delivery.span().clone())`.
+    /// Where `tracing::Instrument` is in scope, its method of this name, which is on everything, comes first; write
+    /// `future.instrument(delivery.span().clone())` there.
     ///
     /// ```
     /// # async fn handle(payload: &[u8]) {}
@@ -173,7 +173,7 @@ impl Delivery {
             delivery.open = false;
             let settling = delivery.settle(Operation::Ack);
             let outcome = delivery.lease.ack(delivery.index).await;
-            delivery.shared.scope.settled(settling, &outcome);
+            settling.end(&outcome);
             outcome.map_err(|error| delivery.stamp(error, "ack"))
         }
     }
@@ -184,16 +184,22 @@ impl Delivery {
     /// The first failure; the others are acked all the same.
     pub async fn ack_all(deliveries: impl IntoIterator<Item = Self>) -> Result<()> {
         let mut deliveries: Vec<Self> = deliveries.into_iter().collect();
+        let now = Started::now();
         for delivery in &mut deliveries {
             delivery.open = false;
-            delivery.shared.scope.ended(Operation::Ack, &delivery.processing, &delivery.since);
+            delivery.shared.scope.ended(Operation::Ack, &delivery.processing, &delivery.since, &now);
         }
-        let settlings: Vec<(usize, Settling)> = Self::by_consumer(&deliveries)
-            .map(|(at, run)| {
-                let processings = run.iter().map(|delivery| &delivery.processing);
-                (at, run[0].shared.scope.settle_many(processings))
-            })
-            .collect();
+        // Mostly all are one consumer's.
+        let mut settlings = Self::by_consumer(&deliveries).map(|(at, run)| {
+            let scope = &run[0].shared.scope;
+            let settling = match run {
+                [one] => scope.begin_settle(Operation::Ack, &one.processing),
+                many => scope.settle_many(many.iter().map(|delivery| &delivery.processing)),
+            };
+            (at, settling)
+        });
+        let first = settlings.next();
+        let others: Vec<(usize, Settling<'_>)> = settlings.collect();
         let mut indexes = Vec::with_capacity(deliveries.len());
         let runs: Vec<&[Self]> = deliveries.chunk_by(|a, b| Arc::ptr_eq(&a.lease, &b.lease)).collect();
         indexes.extend(deliveries.iter().map(|delivery| delivery.index));
@@ -206,18 +212,21 @@ impl Delivery {
                 [one] => one.lease.ack(one.index),
                 _ => run[0].lease.ack_many(&indexes[from..to]),
             };
-            acks.push((&run[0], ack));
+            acks.push((from, &run[0], ack));
             from = to;
         }
         let mut first_failure = Ok(());
         // The last first: when it is done, those before it mostly are, and one wake was enough for all.
-        for (delivery, ack) in acks.into_iter().rev() {
-            let outcome = ack.await.map_err(|error| delivery.stamp(error, "ack"));
-            first_failure = outcome.and(first_failure);
+        for (at, settling) in first.into_iter().chain(others).rev() {
+            let mut of_consumer = Ok(());
+            while let Some((_, delivery, ack)) = acks.pop_if(|(from, ..)| *from >= at) {
+                let outcome = ack.await.map_err(|error| delivery.stamp(error, "ack"));
+                of_consumer = outcome.and(of_consumer);
+            }
+            settling.end(&of_consumer);
+            first_failure = of_consumer.and(first_failure);
         }
-        for (at, settling) in settlings {
-            deliveries[at].shared.scope.settled(settling, &first_failure);
-        }
+        drop(acks);
         // Counted off together: the count is the one thing that all of them share.
         for run in deliveries.chunk_by_mut(|a, b| Arc::ptr_eq(&a.shared, &b.shared)) {
             let count = run
@@ -270,7 +279,7 @@ impl Delivery {
             self.open = false;
             let settling = self.settle(Operation::Nack);
             let outcome = self.lease.nack(self.index, Duration::ZERO).await;
-            shared.scope.settled(settling, &outcome);
+            settling.end(&outcome);
             outcome.map_err(|error| self.stamp(error, "dead_letter"))?;
             let error = BuqueueError::new(ErrorKind::Unsupported, "the consumer has no dead letter queue");
             return Err(self.stamp(error, "dead_letter"));
@@ -314,7 +323,7 @@ impl Delivery {
                 self.open = false;
                 let settling = self.settle(operation);
                 let outcome = self.lease.nack(self.index, after).await;
-                shared.scope.settled(settling, &outcome);
+                settling.end(&outcome);
                 outcome.map_err(|error| self.stamp(error, operation.name()))
             }
         }
@@ -322,9 +331,10 @@ impl Delivery {
 
     /// Moves the message to the dead letter queue, at the call named `operation`.
     async fn bury(mut self, dead_letters: &DeadLetters, reason: &str, operation: Operation) -> Result<()> {
-        let settling = self.settle(Operation::DeadLetter);
+        let shared = Arc::clone(&self.shared);
+        let settling = shared.scope.begin_settle(Operation::DeadLetter, &self.processing);
         let outcome = self.publish_and_ack(dead_letters, reason).await;
-        self.shared.scope.settled(settling, &outcome);
+        settling.end(&outcome);
         outcome.map_err(|error| self.stamp(error, operation.name()))
     }
 
@@ -335,7 +345,7 @@ impl Delivery {
         if let Err(error) = self.lease.extend(self.index, BURIAL).await
             && error.kind == ErrorKind::LeaseExpired
         {
-            self.open = false;
+            self.end_as(Operation::Nack);
             return Err(error);
         }
         let published = dead_letters
@@ -347,15 +357,16 @@ impl Delivery {
                 first_failed_at: self.first_failed_at,
             })
             .await;
-        self.open = false;
         match published {
             Ok(_) => {
+                self.end_as(Operation::DeadLetter);
                 self.shared.dead_lettered.fetch_add(1, Ordering::Relaxed);
                 self.processing.within(|| self.shared.scope.dead_lettered(self.delivery_count));
                 self.lease.ack(self.index).await
             }
             Err(error) => {
-                self.shared.scope.dead_letter_failed(&error);
+                self.end_as(Operation::Nack);
+                self.processing.within(|| self.shared.scope.dead_letter_failed(&error));
                 // If this fails too, the lease brings the message back.
                 drop(self.lease.nack(self.index, DEAD_LETTER_RETRY).await);
                 Err(error)
@@ -364,8 +375,14 @@ impl Delivery {
     }
 
     #[inline]
-    fn settle(&self, operation: Operation) -> Settling {
+    fn settle(&self, operation: Operation) -> Settling<'_> {
         self.shared.scope.settle(operation, &self.processing, &self.since)
+    }
+
+    /// From here on it is no longer abandoned when it is dropped.
+    fn end_as(&mut self, operation: Operation) {
+        self.open = false;
+        self.shared.scope.ended(operation, &self.processing, &self.since, &Started::now());
     }
 
     fn stamp(&self, error: BuqueueError, operation: &'static str) -> BuqueueError {

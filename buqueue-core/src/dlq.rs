@@ -36,6 +36,9 @@ pub(crate) const DEATHS: &str = "buqueue-dlq-deaths";
 /// A reason longer than this is cut: a stack trace must not push a message over the broker's limit.
 const REASON_MAX_BYTES: usize = 1024;
 
+/// No more than this is added to a message that becomes a dead letter: the reason, and some hundred bytes for the rest.
+pub(crate) const LETTER_MAX_BYTES: usize = 2 * REASON_MAX_BYTES;
+
 impl DlqConfig {
     /// Checks what can be checked without the broker.
     pub(crate) fn validate(&self, source: &str) -> Result<()> {

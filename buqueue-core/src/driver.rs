@@ -186,7 +186,7 @@ pub trait Control: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-fn no_stats() -> BuqueueError {
+pub(crate) fn no_stats() -> BuqueueError {
     BuqueueError::new(ErrorKind::Unsupported, "queue_stats: this backend does not count")
 }
 

@@ -201,7 +201,6 @@ impl Message {
     }
 
     /// Drops the time that a message was scheduled for, when it is sent again.
-    #[inline]
     pub(crate) fn drop_due_time(&mut self) {
         if let Some(meta) = &mut self.meta {
             meta.headers.remove(observe::DELIVER_AT);
@@ -216,25 +215,35 @@ impl Message {
 
     /// Checks what every backend refuses alike, before any I/O.
     #[inline]
-    pub(crate) fn validate(&self, limits: &Limits) -> Result<()> {
+    pub(crate) fn validate(&self, limits: &Limits) -> Result<Validated> {
         check_size("payload", self.payload.len(), limits.payload_bytes)?;
-        let Some(meta) = &self.meta else { return Ok(()) };
+        let mut validated = Validated { has_due_time: false };
+        let Some(meta) = &self.meta else { return Ok(validated) };
         for (name, _) in meta.headers.iter() {
             if name.is_empty() || name.len() > 255 || !name.bytes().all(|byte| (0x21..=0x7e).contains(&byte))
             {
                 let fact = format!("header name {name:?}: must be 1 to 255 bytes of visible ASCII");
                 return Err(BuqueueError::new(ErrorKind::InvalidMessage, fact));
             }
-            // A message that is passed on as it came may bring the time along that it was scheduled for.
-            if !meta.internal && name.starts_with(RESERVED_PREFIX) && name != observe::DELIVER_AT {
+            if name == observe::DELIVER_AT {
+                validated.has_due_time = true;
+            } else if !meta.internal && name.starts_with(RESERVED_PREFIX) {
                 let fact = format!("header name {name:?}: the prefix {RESERVED_PREFIX:?} is reserved");
                 return Err(BuqueueError::new(ErrorKind::InvalidMessage, fact));
             }
         }
         check_size("headers", meta.headers.byte_len(), limits.header_bytes)?;
         check_key("routing_key", meta.routing_key.as_deref(), limits.routing_key_bytes)?;
-        check_key("deduplication_id", meta.deduplication_id.as_deref(), limits.deduplication_id_bytes)
+        check_key("deduplication_id", meta.deduplication_id.as_deref(), limits.deduplication_id_bytes)?;
+        Ok(validated)
     }
+}
+
+/// What was found out about a message that can be sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Validated {
+    /// It is passed on as it came, with the time that it was scheduled for, which is not to be sent again.
+    pub(crate) has_due_time: bool,
 }
 
 fn check_size(field: &str, size: usize, limit: Option<usize>) -> Result<()> {
@@ -360,7 +369,7 @@ impl From<String> for MessageId {
 mod tests {
     use super::*;
 
-    fn kind(result: Result<()>) -> Option<ErrorKind> {
+    fn kind(result: Result<Validated>) -> Option<ErrorKind> {
         result.err().map(|error| error.kind)
     }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use crate::capability::Capabilities;
-use crate::driver::{Backend, Producer as _};
+use crate::dlq;
+use crate::driver::{self, Backend, Producer as _};
 use crate::future::BeginSend;
 use crate::observe::{Operation, Scope, Sending};
 use crate::{BuqueueError, ErrorKind, Feature, Message, MessageId, QueueFuture, QueueStats, Result};
@@ -25,8 +26,10 @@ pub trait QueueProducer: fmt::Debug + Send + Sync + 'static {
     /// Sends many messages, keeping their order.
     fn send_batch(&self, messages: Vec<Message>) -> QueueFuture<'_, Result<Vec<MessageId>>>;
 
-    /// Counts what lies in the queue.
-    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>>;
+    /// Counts what lies in the queue. Default: [`Unsupported`](ErrorKind::Unsupported).
+    fn queue_stats(&self) -> QueueFuture<'_, Result<QueueStats>> {
+        QueueFuture::ready(Err(driver::no_stats()))
+    }
 
     /// What the backend can do.
     fn capabilities(&self) -> &Capabilities;
@@ -184,8 +187,9 @@ impl<B: Backend> Producer<B> {
         message: &mut Message,
         deliver_at: Option<DateTime<Utc>>,
     ) -> Result<()> {
-        message.drop_due_time();
-        message.validate(self.inner.capabilities.limits())?;
+        if message.validate(self.inner.capabilities.limits())?.has_due_time {
+            message.drop_due_time();
+        }
         if let Some(deliver_at) = deliver_at {
             self.check_horizon(deliver_at)?;
         }
@@ -193,11 +197,11 @@ impl<B: Backend> Producer<B> {
         Ok(())
     }
 
-    /// How many bytes of headers may be added to a message that is valid, so that it stays so.
+    /// How many bytes of headers may be added to a message that is valid, so that it stays so, also as a dead letter.
     fn header_room(&self, message: &Message) -> usize {
         let limit = self.inner.capabilities.limits().header_bytes;
         let room = limit.map_or(usize::MAX, |limit| limit.saturating_sub(message.headers().byte_len()));
-        room.min(self.inner.driver.header_room(message))
+        room.min(self.inner.driver.header_room(message)).saturating_sub(dlq::LETTER_MAX_BYTES)
     }
 
     fn check_horizon(&self, deliver_at: DateTime<Utc>) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::QueueMonitor;
 use crate::dlq::DeadLetters;
 use crate::driver::Control;
 use crate::observe::Scope;
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) in_flight: InFlight,
     pub(crate) abandoned: AtomicU64,
     pub(crate) dead_lettered: AtomicU64,
+    /// The consumer was dropped.
+    gone: AtomicBool,
     stopped: WakerSlot,
     drain_timeout: Duration,
     /// `None` inside: longer than a clock can tell.
@@ -46,6 +49,7 @@ impl Shared {
             in_flight: InFlight::default(),
             abandoned: AtomicU64::new(0),
             dead_lettered: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
             stopped: WakerSlot::default(),
             drain_timeout,
             drain_deadline: OnceLock::new(),
@@ -64,6 +68,16 @@ impl Shared {
     #[inline]
     pub(crate) fn is_stopped(&self) -> bool {
         self.in_flight.is_closed()
+    }
+
+    /// The consumer was dropped; its deliveries and handles may go on.
+    pub(crate) fn be_gone(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether there is nobody to receive any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_stopped() || self.gone.load(Ordering::Relaxed)
     }
 
     /// Runs `future` until it ends or the consumer is stopped, whichever is first; `None` when stopped.
@@ -230,6 +244,10 @@ impl ShutdownHandle {
     #[must_use]
     pub fn is_shutting_down(&self) -> bool {
         self.shared.is_stopped()
+    }
+
+    pub(crate) fn monitor(&self) -> QueueMonitor {
+        QueueMonitor { shared: Arc::clone(&self.shared) }
     }
 
     /// How many deliveries are handed out and not settled.

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use futures_core::Stream;
 
-use crate::{Backoff, Capabilities, Delivery, ErrorKind, QueueConsumer, Result, ShutdownHandle};
+use crate::{
+    Backoff, Capabilities, Delivery, ErrorKind, QueueConsumer, QueueMonitor, Result, ShutdownHandle,
+};
 
 /// The messages of a consumer as a [`Stream`]; made by `into_stream()`.
 ///
@@ -43,6 +45,12 @@ impl DeliveryStream {
     #[must_use]
     pub fn shutdown_handle(&self) -> ShutdownHandle {
         self.shutdown.clone()
+    }
+
+    /// A handle that counts what lies in the queue, from anywhere.
+    #[must_use]
+    pub fn monitor(&self) -> QueueMonitor {
+        self.shutdown.monitor()
     }
 
     /// What the backend can do, unless the stream is waiting or has ended.

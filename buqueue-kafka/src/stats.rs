@@ -203,7 +203,7 @@ fn look(options: &KafkaOptions, client: &Client, until: Instant) -> KafkaResult<
         None if *is_main && skips => 0,
         position => undone(position.as_ref(), *range),
     });
-    Ok(QueueStats::ready(ready.sum()))
+    Ok(QueueStats::of_ready(ready.sum()))
 }
 
 fn partitions(client: &Client, topic: &str, limit: Duration) -> KafkaResult<Vec<i32>> {
@@ -309,16 +309,16 @@ mod tests {
         let topic = options.config.topic.clone();
         cluster.create_topic(&topic, 3, 1).unwrap();
         let stats = Stats::new(&options);
-        assert_eq!(stats.count().await.unwrap(), QueueStats::ready(0));
+        assert_eq!(stats.count().await.unwrap(), QueueStats::of_ready(0));
         let publisher = Publisher::new(&options).unwrap();
         for partition in [0, 0, 2, 2, 2] {
             let to = To { topic: &topic, partition: Some(partition) };
             publisher.send(to, &Message::new("text"), Story::default(), None).await.unwrap();
         }
-        assert_eq!(stats.count().await.unwrap(), QueueStats::ready(5));
+        assert_eq!(stats.count().await.unwrap(), QueueStats::of_ready(5));
         options.config.offset_reset = OffsetReset::Latest;
         let latest = Stats::new(&options);
-        assert_eq!(latest.count().await.unwrap(), QueueStats::ready(0), "the group is new");
+        assert_eq!(latest.count().await.unwrap(), QueueStats::of_ready(0), "the group is new");
         let retry = options.retry_topic();
         cluster.create_topic(&retry, 1, 1).unwrap();
         let to = To { topic: &retry, partition: Some(0) };
@@ -331,13 +331,13 @@ mod tests {
         };
         commit(&topic, 2, &position(1, 3, &[(1, 1)]));
         for stats in [&stats, &latest] {
-            assert_eq!(stats.count().await.unwrap(), QueueStats::ready(2 + 1 + 1));
+            assert_eq!(stats.count().await.unwrap(), QueueStats::of_ready(2 + 1 + 1));
         }
         commit(&topic, 0, &position(2, 2, &[]));
         commit(&topic, 2, &position(3, 3, &[]));
         commit(&retry, 0, &position(1, 1, &[]));
         for stats in [&stats, &latest] {
-            assert_eq!(stats.count().await.unwrap(), QueueStats::ready(0));
+            assert_eq!(stats.count().await.unwrap(), QueueStats::of_ready(0));
         }
     }
 }

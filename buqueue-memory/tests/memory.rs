@@ -230,5 +230,5 @@ async fn what_has_become_due_or_lost_its_lease_is_ready() {
     consumer.receive().await.unwrap().nack_after(Duration::from_secs(1)).await.unwrap();
     drop(consumer);
     assert_eq!(counted().await, (4, 0, 2));
-    assert_eq!(monitor.stats().await.unwrap(), producer.queue_stats().await.unwrap());
+    assert_eq!(monitor.queue_stats().await.unwrap(), producer.queue_stats().await.unwrap());
 }

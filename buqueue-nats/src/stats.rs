@@ -30,7 +30,7 @@ pub(crate) async fn count(link: &Link, config: &NatsConfig) -> Result<QueueStats
         // Nobody has begun to read.
         None => (stream.messages.saturating_sub(stream.schedules), 0),
     };
-    let stats = QueueStats::ready(ready).with_in_flight(in_flight);
+    let stats = QueueStats::of_ready(ready).with_in_flight(in_flight);
     if stream.keeps_schedules {
         return Ok(stats.with_scheduled(stream.schedules));
     }

@@ -248,7 +248,7 @@ impl Publisher {
         let live = self.live().await?;
         let counting = topology::waiting(&live.connection, &self.options().config.queue);
         match timeout(self.timeout(), counting).await {
-            Ok(Ok(waiting)) => Ok(QueueStats::ready(waiting)),
+            Ok(Ok(waiting)) => Ok(QueueStats::of_ready(waiting)),
             Ok(Err(error)) if error.kind == ErrorKind::ConnectionLost => Err(self.give_up(&live, error)),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(self.late(&live, "queue_stats")),

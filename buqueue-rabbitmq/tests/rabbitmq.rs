@@ -376,7 +376,7 @@ async fn what_waits_is_counted_and_a_queue_that_is_gone_is_not_found() {
         assert!(Instant::now() < deadline, "{:?}", within(producer.queue_stats()).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let stats = within(monitor.stats()).await.unwrap();
+    let stats = within(monitor.queue_stats()).await.unwrap();
     assert_eq!((stats.ready, stats.in_flight, stats.scheduled), (2, None, None));
     held.ack().await.unwrap();
     let (_connection, channel) = channel(&url).await;

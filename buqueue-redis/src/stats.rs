@@ -23,7 +23,7 @@ fn read(reply: &Value) -> Option<QueueStats> {
     let Value::Array(counts) = reply else { return None };
     let mut counts = counts.iter().map(|count| u64::try_from(convert::number(count)?).ok());
     let mut next = || counts.next().flatten();
-    Some(QueueStats::ready(next()?).with_in_flight(next()?).with_scheduled(next()?))
+    Some(QueueStats::of_ready(next()?).with_in_flight(next()?).with_scheduled(next()?))
 }
 
 #[cfg(test)]
@@ -33,7 +33,7 @@ mod tests {
     #[test]
     fn a_reply_of_another_shape_is_no_count() {
         let reply = |counts: &[i64]| Value::Array(counts.iter().copied().map(Value::Int).collect());
-        let stats = QueueStats::ready(3).with_in_flight(2).with_scheduled(1);
+        let stats = QueueStats::of_ready(3).with_in_flight(2).with_scheduled(1);
         assert_eq!(read(&reply(&[3, 2, 1])), Some(stats));
         for wrong in [reply(&[3, 2]), reply(&[-1, 0, 0]), Value::Nil] {
             assert_eq!(read(&wrong), None, "{wrong:?}");

@@ -23,7 +23,7 @@ pub(crate) async fn count(scheduler: &Scheduler) -> Result<QueueStats> {
         Err(error) if error.kind == ErrorKind::AuthenticationFailed => None,
         Err(error) => return Err(error),
     };
-    let stats = QueueStats::ready(target.visible).with_in_flight(target.hidden);
+    let stats = QueueStats::of_ready(target.visible).with_in_flight(target.hidden);
     Ok(match relayed {
         Some(relayed) => stats.with_scheduled(target.delayed + relayed),
         None => stats,

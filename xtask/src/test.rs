@@ -86,6 +86,10 @@ pub fn command(arguments: &[String]) -> Result<()> {
                 &format!("core with {name}"),
                 cargo(&["clippy", "-p", "buqueue-core", "--features", feature, "--", "-D", "warnings"]),
             )?;
+            report.step(
+                &format!("core with {name}, tests"),
+                cargo(&["test", "-p", "buqueue-core", "--features", feature, "--quiet"]),
+            )?;
         }
     }
     for run in 1..=runs {

@@ -1,21 +1,23 @@
 //! Traces through the queue: promise 33.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
-use buqueue_core::{Delivery, Message, QueueProducer};
+use buqueue_core::driver::Backend as _;
+use buqueue_core::{Delivery, DlqConfig, Message, QueueProducer};
 use chrono::Utc;
 use futures_util::StreamExt as _;
 use opentelemetry::trace::{SpanKind, Status};
 use opentelemetry_sdk::trace::SpanData;
 use tracing::{Instrument as _, info, info_span};
-use tracing_subscriber::filter::FilterFn;
+use tracing_subscriber::filter::DynFilterFn;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 
-use crate::support::{SOON, ack, nack, numbered, receive, send, send_all, within};
-use crate::traces::{Spans, attribute, carried, is_child, links_to, place, subscribed, traced};
-use crate::{Ctx, Harness, Outcome};
+use crate::support::{SOON, ack, nack, numbered, receive, receive_within, send, send_all, within};
+use crate::traces::{Spans, attribute, carried, is_child, links_to, place, traced};
+use crate::{Ctx, FailingDlq, Harness, Outcome};
 
 /// A handler: a span of its own, and an answer that it sends.
 async fn handle(delivery: &Delivery, answers: &impl QueueProducer) {
@@ -234,7 +236,19 @@ pub async fn attributes_are_the_conventions<H: Harness>(cx: &Ctx<H>) -> Outcome 
             assert!(known, "{operation}: {name} is not in the list");
         }
     }
-    let id = attribute(spans.one("process"), "messaging.message.id").expect("an id");
+    let process = spans.one("process");
+    let of_the_system: &[&str] = match cx.capabilities().backend() {
+        "kafka" => &["messaging.destination.partition.id", "messaging.kafka.offset"],
+        "rabbitmq" => &["messaging.rabbitmq.message.delivery_tag"],
+        "aws_sqs" => &["aws.sqs.queue.url"],
+        _ => &[],
+    };
+    for name in of_the_system.iter().chain(&["buqueue.delivery_count"]) {
+        assert!(attribute(process, name).is_some(), "no {name} in {process:?}");
+    }
+    let group = H::Backend::group(&cx.config(&cx.setup())).is_some();
+    assert_eq!(attribute(process, "messaging.consumer.group.name").is_some(), group);
+    let id = attribute(process, "messaging.message.id").expect("an id");
     assert_eq!(attribute(spans.one("send"), "messaging.message.id"), Some(id), "both sides know one id");
     Ok(())
 }
@@ -308,20 +322,15 @@ pub async fn baggage_comes_through<H: Harness>(cx: &Ctx<H>) -> Outcome {
     Ok(())
 }
 
-/// Who does not trace sends no header more; and whose spans are filtered out sends that of the span around.
-pub async fn without_spans_of_ours<H: Harness>(cx: &Ctx<H>) -> Outcome {
+/// Who does not trace sends no header more, and the same producer does when somebody traces.
+pub async fn only_who_traces_adds_headers<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, mut consumer) = cx.pair().await;
     send(&producer, "untraced").await;
     let delivery = receive(&mut consumer).await;
     assert!(delivery.headers().is_empty(), "{:?}", delivery.headers());
     ack(delivery).await;
     let (parent, spans) = traced(async {
-        let request = async {
-            let span = tracing::Span::current();
-            send(&producer, "traced").await;
-            drop(span);
-        };
-        request.instrument(info_span!("request")).await;
+        send(&producer, "traced").await;
         let delivery = receive(&mut consumer).await;
         let parent = carried(&delivery);
         ack(delivery).await;
@@ -333,9 +342,14 @@ pub async fn without_spans_of_ours<H: Harness>(cx: &Ctx<H>) -> Outcome {
     Ok(())
 }
 
-/// What is logged, kept.
+/// What everybody in this process says under our name, threads and tasks of drivers included, while a case listens. Others
+/// that run beside it send no canaries.
+struct Listening(Log);
+
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);
+
+static LISTENERS: AtomicUsize = AtomicUsize::new(0);
 
 impl Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -348,43 +362,96 @@ impl Write for Log {
     }
 }
 
-/// Neither a payload nor a header's value is in any event or span, at any level, whatever goes wrong.
+impl Listening {
+    fn begin() -> Self {
+        static LOG: LazyLock<Log> = LazyLock::new(|| {
+            let log = Log::default();
+            let writer = log.clone();
+            let layer = tracing_subscriber::fmt::layer()
+                .with_writer(move || writer.clone())
+                .with_ansi(false)
+                .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
+                // What the brokers' own clients say is theirs.
+                .with_filter(DynFilterFn::new(|metadata, _| {
+                    metadata.target().starts_with("buqueue") && LISTENERS.load(Ordering::Relaxed) > 0
+                }));
+            let subscriber = tracing_subscriber::registry().with(layer);
+            tracing::subscriber::set_global_default(subscriber).expect("the first to listen");
+            log
+        });
+        LISTENERS.fetch_add(1, Ordering::Relaxed);
+        Self(LOG.clone())
+    }
+
+    fn said(&self) -> String {
+        String::from_utf8(self.0.0.lock().unwrap().clone()).expect("text")
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        LISTENERS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Neither a payload nor a header's value nor a password is in any event or span, at any level, whatever goes wrong:
+/// failures, dead letters, a dead letter queue that refuses, a broken connection, a refused password.
 pub async fn nothing_private_is_said<H: Harness>(cx: &Ctx<H>) -> Outcome {
-    let log = Log::default();
-    let writer = log.clone();
-    let layer = tracing_subscriber::fmt::layer()
-        .with_writer(move || writer.clone())
-        .with_ansi(false)
-        .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
-        // What the brokers' own clients say is theirs.
-        .with_filter(FilterFn::new(|metadata| metadata.target().starts_with("buqueue")));
-    let subscriber = tracing_subscriber::registry().with(layer);
+    let log = Listening::begin();
     let message = || Message::new("canary-payload").with_header("token", "canary-value");
     let wrong = cx.harness().wrong_credentials(&cx.setup());
     let secret = wrong.as_ref().map(|(_, secret)| secret.clone()).unwrap_or_else(|_| "canary".to_owned());
-    let work = async {
+    let setup = cx.setup();
+    let (producer, mut consumer, mut dead) = cx.with_dlq(&setup, 2).await;
+    send(&producer, message()).await;
+    send_all(&producer, [message(), message()]).await;
+    nack(receive(&mut consumer).await).await;
+    for _ in 0..2 {
+        let poison = receive(&mut consumer).await;
+        within(SOON, "dead_letter", poison.dead_letter("for a reason")).await.expect("dead_letter");
+    }
+    drop(receive(&mut consumer).await);
+    let letter = receive(&mut dead).await;
+    within(SOON, "redrive", letter.redrive(&producer)).await.expect("redrive");
+    ack(receive(&mut dead).await).await;
+    consumer.shutdown_handle().shutdown().await;
+
+    // A dead letter queue that refuses.
+    let setup = cx.setup();
+    let destination = setup.dlq().queue;
+    let (builder, _failures) = FailingDlq::<H::Backend>::builder(cx.config(&setup), 1);
+    let builder = builder.dead_letter_queue(DlqConfig { destination, max_receive_count: 1 });
+    let (producer, mut consumer) = builder.build_pair().await.expect("build_pair");
+    send(&producer, message()).await;
+    let poison = receive(&mut consumer).await;
+    assert!(within(SOON, "nack", poison.nack()).await.is_err(), "the dead letter queue refuses");
+
+    // A broken connection, under a consumer that waits.
+    if let Ok(proxy) = cx.proxy().await {
         let setup = cx.setup();
-        let (producer, mut consumer, mut dead) = cx.with_dlq(&setup, 2).await;
-        send(&producer, message()).await;
-        send_all(&producer, [message(), message()]).await;
-        nack(receive(&mut consumer).await).await;
-        for _ in 0..2 {
-            let poison = receive(&mut consumer).await;
-            within(SOON, "dead_letter", poison.dead_letter("for a reason")).await.expect("dead_letter");
-        }
-        drop(receive(&mut consumer).await);
-        let letter = receive(&mut dead).await;
-        within(SOON, "redrive", letter.redrive(&producer)).await.expect("redrive");
-        ack(receive(&mut dead).await).await;
-        consumer.shutdown_handle().shutdown().await;
-        if let Ok((builder, _)) = wrong {
-            assert!(builder.build_producer().await.is_err(), "the credentials are wrong");
-        }
-    };
-    subscribed(subscriber, work).await;
-    let said = String::from_utf8(log.0.lock().unwrap().clone()).expect("text");
-    assert!(said.contains("dropped unsettled"), "the test sees what is said:\n{said}");
-    assert!(said.contains("moved to the dead letter queue"), "{said}");
-    assert!(!said.contains("canary") && !said.contains(&secret), "{said}");
+        let mut consumer = cx.consumer(&setup.via(proxy.addr())).await;
+        let producer = cx.producer(&setup).await;
+        let cutting = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            proxy.cut();
+            send(&producer, message()).await;
+        };
+        let (delivery, ()) = tokio::join!(receive_within(3 * SOON, &mut consumer), cutting);
+        ack(delivery).await;
+    }
+    if let Ok((builder, _)) = wrong {
+        assert!(builder.build_producer().await.is_err(), "the credentials are wrong");
+    }
+    let said = log.said();
+    for expected in
+        ["dropped unsettled", "moved to the dead letter queue", "dead letter could not be published"]
+    {
+        assert!(
+            said.contains(expected),
+            "the test sees what is said, and {expected:?} is not there:\n{said}"
+        );
+    }
+    let private = |line: &&str| line.contains("canary") || line.contains(&secret);
+    assert_eq!(said.lines().find(private), None);
     Ok(())
 }

@@ -9,15 +9,18 @@ use chrono::{DateTime, Utc};
 use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
 use opentelemetry::{KeyValue, global};
 
-use super::{DELIVER_AT, Operation, Outcome, error_type};
+use super::{DELIVER_AT, Operation, Outcome};
 use crate::driver::Activity;
-use crate::{BuqueueError, Message, QueueStats};
+use crate::{Message, QueueStats};
 
 /// The boundaries that the conventions ask for, in seconds.
 const BOUNDARIES: [f64; 14] =
     [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 const NAME: &str = "buqueue";
+
+/// What works again: a connection, as a driver tells, or receiving, as core finds. One outage may be both.
+const RECONNECTED: &str = "buqueue.reconnected";
 
 /// When something began.
 #[derive(Debug, Clone, Copy)]
@@ -138,14 +141,14 @@ impl Meter {
         Started::now()
     }
 
-    pub(super) fn sent(&self, count: usize, error: Option<&BuqueueError>) {
+    pub(super) fn sent(&self, count: usize, failure: Option<&'static str>) {
         let labels = &self.operations[Operation::Send as usize];
-        record(labels, error.map(error_type), |labels| self.sent.add(count as u64, labels));
+        record(labels, failure, |labels| self.sent.add(count as u64, labels));
     }
 
-    pub(super) fn operation(&self, operation: Operation, started: Started, error: Option<&BuqueueError>) {
+    pub(super) fn operation(&self, operation: Operation, started: &Started, failure: Option<&'static str>) {
         let labels = &self.operations[operation as usize];
-        record(labels, error.map(error_type), |labels| {
+        record(labels, failure, |labels| {
             self.operation_duration.record(started.seconds(), labels);
         });
     }
@@ -173,9 +176,10 @@ impl Meter {
         }
     }
 
-    pub(super) fn processed(&self, since: &Started, outcome: Outcome) {
+    pub(super) fn processed(&self, since: &Started, until: &Started, outcome: Outcome) {
         let labels = &self.operations[Operation::Process as usize];
-        record(labels, outcome.failure(), |labels| self.process_duration.record(since.seconds(), labels));
+        let seconds = until.0.saturating_duration_since(since.0).as_secs_f64();
+        record(labels, outcome.failure(), |labels| self.process_duration.record(seconds, labels));
     }
 
     pub(super) fn abandoned(&self) {
@@ -187,19 +191,22 @@ impl Meter {
     }
 
     pub(super) fn reconnected(&self) {
-        self.reconnects.add(1, &self.queue);
+        let mut labels = self.queue.to_vec();
+        labels.push(KeyValue::new(RECONNECTED, "receive"));
+        self.reconnects.add(1, &labels);
     }
 
-    pub(super) fn depth(&self, queue: &QueueStats, dead_letters: Option<&QueueStats>) {
+    pub(super) fn depth(&self, queue: &QueueStats) {
         let counts = [Some(queue.ready), queue.in_flight, queue.scheduled];
         for (labels, count) in self.states.iter().zip(counts) {
             if let Some(count) = count {
                 self.depth.record(count, labels);
             }
         }
-        if let Some(stats) = dead_letters {
-            self.dead_letter_depth.record(stats.ready + stats.in_flight.unwrap_or(0), &self.queue);
-        }
+    }
+
+    pub(super) fn dead_letter_depth(&self, stats: &QueueStats) {
+        self.dead_letter_depth.record(stats.ready + stats.in_flight.unwrap_or(0), &self.queue);
     }
 }
 
@@ -219,7 +226,9 @@ fn record(labels: &[KeyValue], failure: Option<&'static str>, record: impl FnOnc
 /// A driver that reconnects by itself tells so here; rare, so the instrument is asked for each time.
 pub(super) fn activity(backend: &'static str, destination: &str, activity: Activity<'_>) {
     if matches!(activity, Activity::Reconnected) {
-        reconnects().add(1, &labels(backend, destination, None));
+        let mut labels = labels(backend, destination, None);
+        labels.push(KeyValue::new(RECONNECTED, "connection"));
+        reconnects().add(1, &labels);
     }
 }
 

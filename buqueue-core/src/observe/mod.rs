@@ -30,6 +30,9 @@ pub(crate) use trace::{Processing, Receiving};
 /// When a scheduled message is due. Written by `send_at` where the feature `metrics` is on, read to tell how late it came.
 pub(crate) const DELIVER_AT: &str = "buqueue-deliver-at";
 
+/// Whether anything is measured here.
+pub(crate) const MEASURED: bool = cfg!(feature = "metrics");
+
 macro_rules! event {
     ($level:ident, $($field:tt)*) => {{
         #[cfg(feature = "tracing")]
@@ -154,18 +157,15 @@ impl Scope {
     /// One message is about to be sent. What travels with it is added by [`Sending::equip`].
     #[inline]
     pub(crate) fn begin_send(&self, operation: Operation) -> Sending<'_> {
-        Sending {
-            scope: self,
-            operation,
-            span: self.spans.send(operation, None),
-            started: self.meter.start(),
-        }
+        let span = self.spans.send(operation, None);
+        Sending { scope: self, operation, count: 1, span, started: self.meter.start(), open: true }
     }
 
     /// `count` messages are about to be sent together.
     pub(crate) fn begin_batch(&self, count: usize) -> Sending<'_> {
         let span = self.spans.send(Operation::SendBatch, Some(count));
-        Sending { scope: self, operation: Operation::SendBatch, span, started: self.meter.start() }
+        let operation = Operation::SendBatch;
+        Sending { scope: self, operation, count, span, started: self.meter.start(), open: true }
     }
 
     /// The driver is about to be asked for messages.
@@ -175,9 +175,9 @@ impl Scope {
     }
 
     /// The driver has answered. A fetch that found nothing is no operation.
-    pub(crate) fn fetched(&self, started: Started, outcome: &Result<()>, count: usize) {
+    pub(crate) fn fetched(&self, started: &Started, outcome: &Result<()>, count: usize) {
         if count > 0 || outcome.is_err() {
-            self.meter.operation(Operation::Receive, started, outcome.as_ref().err());
+            self.meter.operation(Operation::Receive, started, outcome.as_ref().err().map(error_type));
         }
     }
 
@@ -217,55 +217,59 @@ impl Scope {
 
     /// A delivery is about to be settled: its processing ends here.
     #[inline]
-    pub(crate) fn settle(&self, operation: Operation, processing: &Processing, since: &Started) -> Settling {
-        self.meter.processed(since, operation.outcome());
-        processing.ended(operation.outcome());
-        Settling { operation, span: self.spans.settle(operation, processing), started: self.meter.start() }
+    pub(crate) fn settle(
+        &self,
+        operation: Operation,
+        processing: &Processing,
+        since: &Started,
+    ) -> Settling<'_> {
+        let settling = self.begin_settle(operation, processing);
+        // One look at the clock: what ends the processing begins the settle.
+        self.ended(operation, processing, since, &settling.started);
+        settling
+    }
+
+    /// As [`settle`](Self::settle), where it is open yet how the processing will have ended.
+    #[inline]
+    pub(crate) fn begin_settle(&self, operation: Operation, processing: &Processing) -> Settling<'_> {
+        self.settling(operation, self.spans.settle(operation, processing))
     }
 
     /// Many deliveries are about to be acked together; each has ended by [`ended`](Self::ended).
     pub(crate) fn settle_many<'a>(
         &self,
         processings: impl ExactSizeIterator<Item = &'a Processing>,
-    ) -> Settling {
-        Settling {
-            operation: Operation::Ack,
-            span: self.spans.settle_many(processings),
-            started: self.meter.start(),
-        }
-    }
-
-    /// One of many was processed.
-    pub(crate) fn ended(&self, operation: Operation, processing: &Processing, since: &Started) {
-        self.meter.processed(since, operation.outcome());
-        processing.ended(operation.outcome());
+    ) -> Settling<'_> {
+        self.settling(Operation::Ack, self.spans.settle_many(processings))
     }
 
     /// A message that the user does not see is about to be moved to the dead letter queue.
-    pub(crate) fn begin_burial(&self, message: &Message) -> Settling {
-        Settling {
-            operation: Operation::DeadLetter,
-            span: self.spans.bury(message),
-            started: self.meter.start(),
-        }
+    pub(crate) fn begin_burial(&self, message: &Message) -> Settling<'_> {
+        self.settling(Operation::DeadLetter, self.spans.bury(message))
     }
 
-    /// A settle has ended.
     #[inline]
-    pub(crate) fn settled<T>(&self, settling: Settling, outcome: &Result<T>) {
-        let Settling { operation, span, started } = settling;
-        let error = outcome.as_ref().err();
-        if let Some(error) = error {
-            span.failed(error_type(error));
-        }
-        // The span ends with this function, before the delivery's own.
-        self.meter.operation(operation, started, error);
+    fn settling(&self, operation: Operation, span: trace::Span) -> Settling<'_> {
+        Settling { scope: self, operation, span, started: self.meter.start(), open: true }
+    }
+
+    /// The processing of a message ended in a settle that began at `until`.
+    #[inline]
+    pub(crate) fn ended(
+        &self,
+        operation: Operation,
+        processing: &Processing,
+        since: &Started,
+        until: &Started,
+    ) {
+        self.meter.processed(since, until, operation.outcome());
+        processing.ended(operation.outcome());
     }
 
     /// A delivery was dropped without being settled.
     pub(crate) fn abandoned(&self, processing: &Processing, since: &Started) {
         processing.ended(Outcome::Abandoned);
-        self.meter.processed(since, Outcome::Abandoned);
+        self.meter.processed(since, &self.meter.start(), Outcome::Abandoned);
         self.meter.abandoned();
         processing.within(|| {
             event!(
@@ -352,21 +356,27 @@ impl Scope {
         let _ = error;
     }
 
-    /// What lies in the queue, and in its dead letter queue where it has one.
-    pub(crate) fn counted(&self, queue: &QueueStats, dead_letters: Option<&QueueStats>) {
-        self.meter.depth(queue, dead_letters);
+    /// What lies in the queue.
+    pub(crate) fn counted(&self, queue: &QueueStats) {
+        self.meter.depth(queue);
     }
 
-    /// The queue could not be counted; it is tried again.
-    pub(crate) fn count_failed(&self, error: &BuqueueError) {
+    /// What lies in its dead letter queue.
+    pub(crate) fn dead_letters_counted(&self, dead_letters: &QueueStats) {
+        self.meter.dead_letter_depth(dead_letters);
+    }
+
+    /// A queue could not be counted, as it could before.
+    pub(crate) fn count_failed(&self, which: &'static str, error: &BuqueueError) {
         event!(
             warn,
             backend = self.backend,
             source = &*self.destination,
+            which,
             %error,
-            "the queue could not be counted; trying again"
+            "the queue could not be counted"
         );
-        let _ = error;
+        let _ = (which, error);
     }
 }
 
@@ -393,13 +403,19 @@ impl Outcome {
     }
 }
 
-/// A send that is under way. Dropped before its end, it leaves open how it ended.
+/// `error.type` of what was given up by its caller.
+const CANCELLED: &str = "cancelled";
+
+/// A send that is under way. Dropped before its end, it was given up, and it is open how it ended.
 #[derive(Debug)]
 pub(crate) struct Sending<'a> {
     scope: &'a Scope,
     operation: Operation,
+    /// How many messages.
+    count: usize,
     span: trace::Span,
     started: Started,
+    open: bool,
 }
 
 impl Sending<'_> {
@@ -416,10 +432,9 @@ impl Sending<'_> {
             Operation::SendBatch => self.scope.spans.create(&self.span, message, &room),
             _ => self.span.inject(message, &room),
         }
-        if cfg!(feature = "metrics")
-            && let Some(at) = deliver_at
-        {
-            let at = at.to_rfc3339_opts(SecondsFormat::Millis, true);
+        if MEASURED && let Some(at) = deliver_at {
+            // A time that has passed means now.
+            let at = at.max(Utc::now()).to_rfc3339_opts(SecondsFormat::Millis, true);
             if DELIVER_AT.len() + at.len() <= room(message) {
                 message.set_header(DELIVER_AT, &at);
             }
@@ -428,40 +443,89 @@ impl Sending<'_> {
 
     /// The send of one message has ended.
     #[inline]
-    pub(crate) fn end(self, outcome: &Result<MessageId>) {
+    pub(crate) fn end(mut self, outcome: &Result<MessageId>) {
+        self.open = false;
         match outcome {
             Ok(id) => self.span.sent(id),
             Err(error) => self.span.failed(error_type(error)),
         }
-        let error = outcome.as_ref().err();
-        self.scope.meter.sent(1, error);
-        self.scope.meter.operation(self.operation, self.started, error);
+        let failure = outcome.as_ref().err().map(error_type);
+        self.scope.meter.sent(1, failure);
+        self.scope.meter.operation(self.operation, &self.started, failure);
     }
 
     /// The send of a batch has ended.
-    pub(crate) fn end_batch(self, outcomes: &[Result<MessageId>]) {
+    pub(crate) fn end_batch(mut self, outcomes: &[Result<MessageId>]) {
+        self.open = false;
         let sent = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
         if sent > 0 {
             self.scope.meter.sent(sent, None);
         }
         let mut first_failure = None;
-        for error in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
-            self.scope.meter.sent(1, Some(error));
-            first_failure = first_failure.or(Some(error));
+        for failure in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).map(error_type) {
+            self.scope.meter.sent(1, Some(failure));
+            first_failure = first_failure.or(Some(failure));
         }
-        if let Some(error) = first_failure {
-            self.span.failed(error_type(error));
+        if let Some(failure) = first_failure {
+            self.span.failed(failure);
         }
-        self.scope.meter.operation(self.operation, self.started, first_failure);
+        self.scope.meter.operation(self.operation, &self.started, first_failure);
     }
 }
 
-/// A settle that is under way.
+impl Drop for Sending<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.open {
+            self.span.failed(CANCELLED);
+            self.scope.meter.sent(self.count, Some(CANCELLED));
+            self.scope.meter.operation(self.operation, &self.started, Some(CANCELLED));
+        }
+    }
+}
+
+/// A settle that is under way. Dropped before its end, it was given up.
 #[derive(Debug)]
-pub(crate) struct Settling {
+pub(crate) struct Settling<'a> {
+    scope: &'a Scope,
     operation: Operation,
     span: trace::Span,
     started: Started,
+    open: bool,
+}
+
+impl Settling<'_> {
+    /// The settle has ended, and its span with it.
+    #[inline]
+    pub(crate) fn end<T>(self, outcome: &Result<T>) {
+        self.end_with(outcome.as_ref().err());
+    }
+
+    /// As [`end`](Self::end), with the error of what was settled together.
+    #[inline]
+    pub(crate) fn end_with(mut self, error: Option<&BuqueueError>) {
+        self.open = false;
+        let failure = error.map(error_type);
+        if let Some(failure) = failure {
+            self.span.failed(failure);
+        }
+        self.scope.meter.operation(self.operation, &self.started, failure);
+    }
+
+    /// What is told in there belongs to this span.
+    pub(crate) fn within(&self, event: impl FnOnce()) {
+        self.span.within(event);
+    }
+}
+
+impl Drop for Settling<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.open {
+            self.span.failed(CANCELLED);
+            self.scope.meter.operation(self.operation, &self.started, Some(CANCELLED));
+        }
+    }
 }
 
 /// Something that a driver did by itself.

@@ -2,7 +2,7 @@
 
 use super::{Operation, Outcome};
 use crate::driver::Activity;
-use crate::{BuqueueError, Message, QueueStats};
+use crate::{Message, QueueStats};
 
 #[derive(Debug)]
 pub(crate) struct Meter;
@@ -29,10 +29,10 @@ impl Meter {
     }
 
     #[inline]
-    pub(super) fn sent(&self, _: usize, _: Option<&BuqueueError>) {}
+    pub(super) fn sent(&self, _: usize, _: Option<&'static str>) {}
 
     #[inline]
-    pub(super) fn operation(&self, _: Operation, _: Started, _: Option<&BuqueueError>) {}
+    pub(super) fn operation(&self, _: Operation, _: &Started, _: Option<&'static str>) {}
 
     #[inline]
     pub(super) fn consumed(&self, _: usize) {}
@@ -44,7 +44,7 @@ impl Meter {
     pub(super) fn delivered(&self, _: &Message, _: u32) {}
 
     #[inline]
-    pub(super) fn processed(&self, _: &Started, _: Outcome) {}
+    pub(super) fn processed(&self, _: &Started, _: &Started, _: Outcome) {}
 
     pub(super) fn abandoned(&self) {}
 
@@ -52,7 +52,9 @@ impl Meter {
 
     pub(super) fn reconnected(&self) {}
 
-    pub(super) fn depth(&self, _: &QueueStats, _: Option<&QueueStats>) {}
+    pub(super) fn depth(&self, _: &QueueStats) {}
+
+    pub(super) fn dead_letter_depth(&self, _: &QueueStats) {}
 }
 
 pub(super) fn activity(_: &'static str, _: &str, _: Activity<'_>) {}

@@ -63,6 +63,10 @@ impl Span {
 
     #[inline]
     pub(super) fn failed(&self, _: &'static str) {}
+
+    pub(super) fn within(&self, event: impl FnOnce()) {
+        event();
+    }
 }
 
 impl Receiving {

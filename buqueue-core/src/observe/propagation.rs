@@ -23,7 +23,7 @@ const BAGGAGE_MAX_BYTES: usize = 8192;
 /// Adds the context to the message, as far as there is room. A message that carries one already keeps it: it was created
 /// elsewhere (a dead letter, a redriven message, one that is passed on).
 pub(super) fn inject(cx: &Context, message: &mut Message, room: &impl Fn(&Message) -> usize) {
-    if message.header(TRACEPARENT).is_some() {
+    if find(message.headers(), TRACEPARENT).is_some() {
         return;
     }
     let mut fields = Fields::default();
@@ -45,16 +45,29 @@ pub(super) fn inject(cx: &Context, message: &mut Message, room: &impl Fn(&Messag
     }
     let mut room = room(message);
     for (name, value) in fields.0 {
-        if message.header(&name).is_none() && name.len() + value.len() <= room {
+        if find(message.headers(), &name).is_none() && name.len() + value.len() <= room {
             room -= name.len() + value.len();
             message.set_header(&name, &value);
         }
     }
 }
 
-/// Whether there is anything to extract, cheaply.
+/// Whether there may be anything to extract, cheaply: most headers are not of that kind.
 pub(super) fn is_carried(headers: &Headers) -> bool {
-    !headers.is_empty()
+    if headers.is_empty() {
+        return false;
+    }
+    let is_ours = |name: &str| [TRACEPARENT, BAGGAGE].iter().any(|ours| name.eq_ignore_ascii_case(ours));
+    headers.iter().any(|(name, _)| is_ours(name))
+        || global::get_text_map_propagator(|propagator| {
+            propagator.fields().any(|field| find(headers, field).is_some())
+        })
+}
+
+/// Programs in other languages spell names their own way.
+fn find<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
+    let same = |(other, value): (&str, &'a str)| other.eq_ignore_ascii_case(name).then_some(value);
+    headers.get(name).or_else(|| headers.iter().find_map(same))
 }
 
 /// The context that the message carries: its span, where there is one, and its baggage.
@@ -67,12 +80,12 @@ pub(super) fn extract(headers: &Headers) -> Context {
     let cx = if has_span {
         cx
     } else {
-        match headers.get(TRACEPARENT).and_then(|parent| parse(parent, headers.get(TRACESTATE))) {
+        match find(headers, TRACEPARENT).and_then(|parent| parse(parent, find(headers, TRACESTATE))) {
             Some(span) => cx.with_remote_span_context(span),
             None => cx,
         }
     };
-    match headers.get(BAGGAGE) {
+    match find(headers, BAGGAGE) {
         Some(baggage) if cx.baggage().is_empty() => cx.with_baggage(read_baggage(baggage)),
         _ => cx,
     }
@@ -99,12 +112,8 @@ impl Injector for Fields {
 struct Carried<'a>(&'a Headers);
 
 impl Extractor for Carried<'_> {
-    /// Propagators ask in their own spelling.
     fn get(&self, key: &str) -> Option<&str> {
-        let exact = self.0.get(key);
-        exact.or_else(|| {
-            self.0.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value)
-        })
+        find(self.0, key)
     }
 
     fn keys(&self) -> Vec<&str> {
@@ -160,13 +169,13 @@ fn write_baggage(baggage: &Baggage) -> String {
             }
         }
         let metadata = metadata.as_str().trim();
-        if !metadata.is_empty() {
+        // What would end the member, or the header, is not passed on.
+        if !metadata.is_empty() && metadata.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b',') {
             text.push(';');
             text.push_str(metadata);
         }
         if text.len() > BAGGAGE_MAX_BYTES {
             text.truncate(before);
-            break;
         }
     }
     text

@@ -7,8 +7,8 @@ use std::fmt;
 use std::future::Future;
 
 use opentelemetry::Context;
-use opentelemetry::baggage::BaggageExt as _;
-use opentelemetry::trace::{SpanContext, TraceContextExt as _};
+use opentelemetry::baggage::{BaggageExt as _, KeyValueMetadata};
+use opentelemetry::trace::TraceContextExt as _;
 use tracing::field::{Empty, display};
 use tracing::{Instrument as _, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -74,9 +74,10 @@ impl Spans {
 
     /// The creation of one message of a batch: what its consumer's span will be a child of.
     pub(super) fn create(&self, send: &Span, message: &mut Message, room: &impl Fn(&Message) -> usize) {
-        let carried = carried(message);
-        if carried.is_valid() {
-            send.0.add_link(carried);
+        if send.0.is_disabled() && is_alone() {
+            return;
+        }
+        if send.links_to_carried(message) {
             return;
         }
         let create = span!("buqueue::create", "producer", self, Operation::Create);
@@ -85,7 +86,7 @@ impl Spans {
             send.0.add_link(own);
             inject(&context_of(&create), message, room);
         } else {
-            send.inject(message, room);
+            inject(&context_of(&send.0), message, room);
         }
     }
 
@@ -138,9 +139,15 @@ impl Spans {
 
     #[inline]
     pub(super) fn settle(&self, operation: Operation, processing: &Processing) -> Span {
-        Span(span!("buqueue::settle", "client", self, operation, [parent: &processing.0], {
-            messaging.consumer.group.name = self.group()
-        }))
+        Span(if processing.0.is_disabled() {
+            span!("buqueue::settle", "client", self, operation, {
+                messaging.consumer.group.name = self.group()
+            })
+        } else {
+            span!("buqueue::settle", "client", self, operation, [parent: &processing.0], {
+                messaging.consumer.group.name = self.group()
+            })
+        })
     }
 
     pub(super) fn settle_many<'a>(&self, processings: impl ExactSizeIterator<Item = &'a Processing>) -> Span {
@@ -182,15 +189,21 @@ impl Span {
     /// The context of this span, or of what is around it where this one is filtered out, travels with the message.
     #[inline]
     pub(super) fn inject(&self, message: &mut Message, room: &impl Fn(&Message) -> usize) {
-        if self.0.is_disabled() && is_alone() {
-            return;
-        }
-        let carried = carried(message);
-        if carried.is_valid() {
-            self.0.add_link(carried);
+        if (self.0.is_disabled() && is_alone()) || self.links_to_carried(message) {
             return;
         }
         inject(&context_of(&self.0), message, room);
+    }
+
+    /// A message that was created elsewhere keeps its context, and this span links to it.
+    fn links_to_carried(&self, message: &Message) -> bool {
+        if !is_carried(message.headers()) {
+            return false;
+        }
+        let carried = extract(message.headers()).span().span_context().clone();
+        let is_valid = carried.is_valid();
+        self.0.add_link(carried);
+        is_valid
     }
 
     #[inline]
@@ -202,6 +215,10 @@ impl Span {
 
     pub(super) fn failed(&self, error_type: &'static str) {
         fail(&self.0, error_type);
+    }
+
+    pub(super) fn within(&self, event: impl FnOnce()) {
+        self.0.in_scope(event);
     }
 }
 
@@ -270,33 +287,24 @@ fn number(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// The context that a message brings along from elsewhere.
-fn carried(message: &Message) -> SpanContext {
-    let headers = message.headers();
-    if is_carried(headers) { extract(headers).span().span_context().clone() } else { SpanContext::NONE }
-}
-
 /// Whether there is neither a span nor baggage around here.
 fn is_alone() -> bool {
     tracing::Span::current().is_none()
         && Context::map_current(|cx| !cx.has_active_span() && cx.baggage().is_empty())
 }
 
-/// The context of `span`, or of what is around it where it is filtered out, and the baggage that is around.
+/// The context of `span`, or of what is around it where it is filtered out; and all baggage, of which what was attached
+/// last counts.
 fn context_of(span: &tracing::Span) -> Context {
     let around = Context::current();
-    let own = span.context();
-    let own = if own.span().span_context().is_valid() { own } else { tracing::Span::current().context() };
-    if !own.span().span_context().is_valid() {
-        return around;
-    }
+    let own = [span.context(), around.clone(), tracing::Span::current().context()];
+    let Some(own) = own.into_iter().find(|cx| cx.span().span_context().is_valid()) else { return around };
     if around.baggage().is_empty() {
         return own;
     }
-    let baggage: Vec<_> = (around.baggage().iter())
-        .map(|(key, (value, metadata))| {
-            opentelemetry::baggage::KeyValueMetadata::new(key.clone(), value.clone(), metadata.clone())
-        })
+    let members = own.baggage().iter().chain(around.baggage());
+    let baggage: Vec<_> = members
+        .map(|(key, (value, metadata))| KeyValueMetadata::new(key.clone(), value.clone(), metadata.clone()))
         .collect();
     own.with_baggage(baggage)
 }

@@ -24,7 +24,7 @@ impl State {
             self.chunks.iter().flatten().map(|chunk| chunk.overdue(now)).sum()
         };
         let in_flight = open.saturating_sub(self.at_hand + lost);
-        QueueStats::ready(wide(self.ready + due + lost))
+        QueueStats::of_ready(wide(self.ready + due + lost))
             .with_in_flight(wide(in_flight))
             .with_scheduled(wide(self.schedule.len() - due))
     }
