@@ -76,8 +76,9 @@ impl driver::Backend for KafkaBackend {
         Limit::new(options)
             .keeps("no broker answered", async {
                 let publisher = Publisher::new(options)?;
-                publisher.unless_refused(Topology::new(options)?.ensure_topic()).await?;
-                Ok(KafkaProducer::new(publisher, options))
+                let topology = Topology::new(options)?;
+                publisher.unless_refused(topology.ensure_topic()).await?;
+                Ok(KafkaProducer::new(publisher, options, topology.largest().await))
             })
             .await
     }

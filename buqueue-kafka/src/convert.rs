@@ -22,8 +22,8 @@ const DUE: &str = "buqueue-kafka-due";
 /// The topic where it goes then.
 const TARGET: &str = "buqueue-kafka-target";
 
-/// The largest batch of records that brokers take by default (`message.max.bytes`).
-const LARGEST: usize = 1_048_588;
+/// The largest batch of records that topics take by default (`max.message.bytes`).
+pub(crate) const LARGEST: usize = 1_048_588;
 /// What a batch and a record have beside what is in them, and what a copy has that waits: where it goes, when, and its story.
 const BESIDE: usize = 1024;
 /// The lengths of a header's name and value.
@@ -31,9 +31,9 @@ const LENGTHS: usize = 8;
 /// So many headers more than there are have room for their lengths, too.
 const ADDED: usize = 16;
 
-/// How many bytes of headers may be added, names and values together. What a topic takes is not known here, nor how well the
-/// client compresses: by the brokers' default, and as it is.
-pub(crate) fn header_room(message: &Message) -> usize {
+/// How many bytes of headers may be added, names and values together, where a batch may have `largest`. How well the client
+/// compresses is not known: as it is.
+pub(crate) fn header_room(message: &Message, largest: usize) -> usize {
     let headers = message.headers();
     let texts = [message.routing_key(), message.deduplication_id()];
     let taken = message.payload().len()
@@ -41,7 +41,7 @@ pub(crate) fn header_room(message: &Message) -> usize {
         + headers.byte_len()
         + (headers.len() + ADDED) * LENGTHS
         + BESIDE;
-    LARGEST.saturating_sub(taken)
+    largest.saturating_sub(taken)
 }
 
 /// What is known about the attempts before this copy was sent.
@@ -144,10 +144,10 @@ mod tests {
     #[test]
     fn the_room_for_headers_is_what_the_rest_leaves() {
         let message = |bytes| Message::new(vec![0; bytes]);
-        let room = header_room(&message(1_000_000));
+        let room = header_room(&message(1_000_000), LARGEST);
         assert!((40_000..48_588).contains(&room), "{room}");
         let with_key = message(1_000_000).with_routing_key("x".repeat(100));
-        assert_eq!(header_room(&with_key), room - 100);
-        assert_eq!(header_room(&message(2_000_000)), 0);
+        assert_eq!(header_room(&with_key, LARGEST), room - 100);
+        assert_eq!(header_room(&message(2_000_000), LARGEST), 0);
     }
 }

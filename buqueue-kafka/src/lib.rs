@@ -99,7 +99,8 @@
 //!
 //! # Permissions
 //!
-//! To send: `WRITE` and `DESCRIBE` on the topic, for schedules on the delay topic as well. To receive: `READ` on the topic and
+//! To send: `WRITE` and `DESCRIBE` on the topic, for schedules on the delay topic as well; `DESCRIBE_CONFIGS` on the topic (without
+//! it trace context is added up to Kafka's default size of a record, whatever the topic takes). To receive: `READ` on the topic and
 //! the group; `READ`, `WRITE`, `DESCRIBE` on the delay topic and the retry topics of all groups, `DESCRIBE_CONFIGS` on the delay topic
 //! (without it its settings are not checked), `READ` on the group named after the delay topic,
 //! `WRITE` on the transactional id of that name and on the topic itself, `DELETE` on the delay topic, `WRITE` on the dead

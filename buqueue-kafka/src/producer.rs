@@ -6,7 +6,7 @@ use buqueue_core::{ErrorKind, Message, MessageId, QueueStats, Result, driver};
 use chrono::{DateTime, Utc};
 
 use crate::config::KafkaOptions;
-use crate::convert::{self, Story};
+use crate::convert::{self, LARGEST, Story};
 use crate::later::Later;
 use crate::publisher::{Publisher, To};
 use crate::stats::Stats;
@@ -19,12 +19,20 @@ pub struct KafkaProducer {
     options: KafkaOptions,
     later: Later,
     stats: Stats,
+    /// What the topic takes.
+    largest: usize,
 }
 
 impl KafkaProducer {
-    pub(crate) fn new(publisher: Publisher, options: &KafkaOptions) -> Self {
+    pub(crate) fn new(publisher: Publisher, options: &KafkaOptions, largest: Option<usize>) -> Self {
         let later = Later::new(publisher.clone(), options);
-        Self { publisher, options: options.clone(), later, stats: Stats::new(options) }
+        Self {
+            publisher,
+            options: options.clone(),
+            later,
+            stats: Stats::new(options),
+            largest: largest.unwrap_or(LARGEST),
+        }
     }
 
     fn to(&self) -> To<'_> {
@@ -73,7 +81,7 @@ impl driver::Producer for KafkaProducer {
     }
 
     fn header_room(&self, message: &Message) -> usize {
-        convert::header_room(message)
+        convert::header_room(message, self.largest)
     }
 
     async fn queue_stats(&self) -> Result<QueueStats> {

@@ -44,6 +44,15 @@ impl Topology {
         self.ensure(&[self.topic()]).await.map(drop)
     }
 
+    /// The largest batch of records that the topic takes, if whoever asks may know.
+    pub(crate) async fn largest(&self) -> Option<usize> {
+        let topic = ResourceSpecifier::Topic(&self.options.config.topic);
+        let patience = AdminOptions::new().request_timeout(Some(self.options.request_timeout));
+        let described = self.admin.describe_configs([&topic], &patience).await.ok()?;
+        let settings = described.into_iter().next()?.ok()?;
+        settings.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+    }
+
     /// Where messages wait.
     pub(crate) async fn ensure_delay_topic(&self) -> Result<()> {
         self.ensure(&[self.delay_topic()]).await.map(drop)

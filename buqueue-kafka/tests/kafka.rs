@@ -16,6 +16,10 @@ use buqueue_kafka::{
     SaslMechanism,
 };
 use chrono::{TimeDelta, Utc};
+use opentelemetry::baggage::BaggageExt as _;
+use opentelemetry::trace::{
+    FutureExt as _, SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState,
+};
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
 };
@@ -617,4 +621,31 @@ async fn restart_leader(config: KafkaConfig) {
     command.args(["brokers", "restart", &node]).env_remove("BUQUEUE_TEST_KAFKA_CLUSTER");
     let output = command.output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A topic may take less than Kafka's default, and no message is refused for the context that travels with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_context_keeps_to_what_the_topic_takes() {
+    let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA") else { return };
+    let config = KafkaConfig { offset_reset: OffsetReset::Earliest, ..config(&brokers, "narrow") };
+    let topic = NewTopic::new(&config.topic, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "16000");
+    admin(&config).create_topics([&topic], &AdminOptions::new()).await.unwrap();
+    let (producer, mut consumer) = builder(&config).build_pair().await.unwrap();
+    let span = SpanContext::new(
+        TraceId::from(7_u128),
+        SpanId::from(9_u64),
+        TraceFlags::SAMPLED,
+        false,
+        TraceState::NONE,
+    );
+    // What cannot be compressed, a little below the limit with and without room for context.
+    for (bytes, carried) in [(8_000_u32, true), (15_800, false)] {
+        let payload: Vec<u8> = (0..bytes).map(|at| at.wrapping_mul(2_654_435_761).to_le_bytes()[2]).collect();
+        let baggage = opentelemetry::KeyValue::new("long", "b".repeat(4000));
+        let cx = opentelemetry::Context::new().with_remote_span_context(span.clone()).with_baggage([baggage]);
+        producer.send(Message::new(payload)).with_context(cx).await.unwrap();
+        let delivery = tokio::time::timeout(SOON, consumer.receive()).await.unwrap().unwrap();
+        assert_eq!(delivery.header("traceparent").is_some(), carried, "{bytes} bytes");
+        delivery.ack().await.unwrap();
+    }
 }
