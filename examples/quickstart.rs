@@ -1,6 +1,7 @@
 //! An order's life: sent, received, failed once, retried, reminded of later, dead, and brought back.
 //!
-//! `cargo run --example quickstart` runs on the in-memory backend. The same story on a broker:
+//! `cargo run --example quickstart` runs on the in-memory backend; how a queue is opened is in `src/lib.rs`. The same story
+//! on a broker:
 //!
 //! | `QUEUE_BACKEND` | the broker's address, and its default |
 //! |---|---|
@@ -14,15 +15,8 @@
 
 use std::time::Duration;
 
-use buqueue::QueueBuilder;
-use buqueue::driver::Backend;
-use buqueue::kafka::{KafkaBackend, KafkaConfig};
-use buqueue::memory::{MemoryBackend, MemoryConfig};
-use buqueue::nats::{JetStreamConfig, NatsBackend, NatsConfig, RetentionPolicy};
 use buqueue::prelude::*;
-use buqueue::rabbitmq::{RabbitMqBackend, RabbitMqConfig};
-use buqueue::redis::{RedisBackend, RedisConfig};
-use buqueue::sqs::{SqsBackend, SqsConfig};
+use buqueue_examples::Broker;
 use chrono::Utc;
 use serde::{Deserialize, Serialize};
 
@@ -37,97 +31,6 @@ struct Reminder {
     order_id: u64,
 }
 
-type Pair = (Box<dyn QueueProducer>, Box<dyn QueueConsumer>);
-
-/// The one place that knows the broker. Everything below is the same on all of them.
-struct Broker {
-    backend: String,
-    memory: MemoryConfig,
-    run: String,
-}
-
-impl Broker {
-    fn from_env() -> Self {
-        let backend = std::env::var("QUEUE_BACKEND").unwrap_or_else(|_| "memory".to_owned());
-        // Each run has queues of its own, so that it does not meet what an earlier one left.
-        let run = format!("quickstart-{}-{}", std::process::id(), Utc::now().timestamp_millis());
-        Self { backend, memory: MemoryConfig::default(), run }
-    }
-
-    fn name(&self, queue: &str) -> String {
-        format!("{}-{queue}", self.run)
-    }
-
-    async fn open(&self, queue: &str, dlq: Option<DlqConfig>) -> Result<Pair, BuqueueError> {
-        let queue = self.name(queue);
-        match self.backend.as_str() {
-            "memory" => {
-                pair(MemoryBackend::builder(MemoryConfig { queue, ..self.memory.clone() }), dlq).await
-            }
-            "redis" => {
-                let url = address("REDIS_URL", "redis://127.0.0.1:6379");
-                let group = "orders".to_owned();
-                pair(
-                    RedisBackend::builder(RedisConfig { url, stream: queue, group, ..Default::default() }),
-                    dlq,
-                )
-                .await
-            }
-            "kafka" => {
-                let brokers = address("KAFKA_BROKERS", "127.0.0.1:9092");
-                let config = KafkaConfig {
-                    brokers: brokers.split(',').map(str::to_owned).collect(),
-                    topic: queue,
-                    group_id: "orders".to_owned(),
-                    ..Default::default()
-                };
-                pair(KafkaBackend::builder(config), dlq).await
-            }
-            "nats" => {
-                let jetstream = JetStreamConfig {
-                    subjects: vec![format!("{queue}.>")],
-                    stream_name: queue,
-                    retention: RetentionPolicy::WorkQueue,
-                    ..Default::default()
-                };
-                let config = NatsConfig {
-                    url: address("NATS_URL", "nats://127.0.0.1:4222"),
-                    jetstream,
-                    durable_consumer: "orders".to_owned(),
-                    ..Default::default()
-                };
-                pair(NatsBackend::builder(config), dlq).await
-            }
-            "rabbitmq" => {
-                let url = address("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2F");
-                pair(RabbitMqBackend::builder(RabbitMqConfig { url, queue, ..Default::default() }), dlq).await
-            }
-            "sqs" => {
-                let endpoint = address("SQS_ENDPOINT", "http://127.0.0.1:4566");
-                let queue_url = format!("{endpoint}/000000000000/{queue}");
-                pair(SqsBackend::builder(SqsConfig { queue_url, ..Default::default() }), dlq).await
-            }
-            other => Err(BuqueueError::new(
-                ErrorKind::InvalidConfig,
-                format!("QUEUE_BACKEND: must be memory, redis, kafka, nats, rabbitmq or sqs, is {other:?}"),
-            )),
-        }
-    }
-}
-
-fn address(variable: &str, default: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| default.to_owned())
-}
-
-/// Both halves behind traits, so that the story below does not know what they are.
-async fn pair<B: Backend>(builder: QueueBuilder<B>, dlq: Option<DlqConfig>) -> Result<Pair, BuqueueError> {
-    let builder = builder.make_dynamic();
-    match dlq {
-        Some(dlq) => builder.dead_letter_queue(dlq).build_pair().await,
-        None => builder.build_pair().await,
-    }
-}
-
 fn title(text: &str) {
     println!("\n\x1b[1m{text}\x1b[0m");
 }
@@ -138,8 +41,8 @@ fn step(sign: &str, text: impl AsRef<str>) {
 
 #[tokio::main]
 async fn main() -> Result<(), BuqueueError> {
-    let broker = Broker::from_env();
-    println!("buqueue quickstart on {}", broker.backend);
+    let broker = Broker::from_env("quickstart");
+    println!("buqueue quickstart on {}", broker.backend());
 
     let dlq = DlqConfig { destination: broker.name("orders-dead"), max_receive_count: 2 };
     let (producer, mut consumer) = broker.open("orders", Some(dlq)).await?;
