@@ -2,6 +2,9 @@
 //!
 //! All run in memory; `QUEUE_BACKEND` and the broker's address, as told in `quickstart.rs`, take them elsewhere.
 
+use std::future::Future;
+use std::pin::Pin;
+
 use buqueue::QueueBuilder;
 use buqueue::driver::Backend;
 use buqueue::kafka::{KafkaBackend, KafkaConfig};
@@ -125,10 +128,15 @@ fn address(variable: &str, default: &str) -> String {
 }
 
 /// Both halves behind traits, so that the story does not know what they are.
-async fn pair<B: Backend>(builder: QueueBuilder<B>, dlq: Option<DlqConfig>) -> Result<Pair, BuqueueError> {
+///
+/// Boxed: what it takes to connect to some brokers is nested deep, and the compiler counts it into every future around.
+fn pair<B: Backend>(
+    builder: QueueBuilder<B>,
+    dlq: Option<DlqConfig>,
+) -> Pin<Box<dyn Future<Output = Result<Pair, BuqueueError>> + Send>> {
     let builder = builder.make_dynamic();
     match dlq {
-        Some(dlq) => builder.dead_letter_queue(dlq).build_pair().await,
-        None => builder.build_pair().await,
+        Some(dlq) => Box::pin(builder.dead_letter_queue(dlq).build_pair()),
+        None => Box::pin(builder.build_pair()),
     }
 }
