@@ -106,8 +106,7 @@ fn sample(line: &str) -> Option<Sample> {
 pub(crate) fn sum(samples: &[Sample], name: &str, fit: impl Fn(&Sample) -> bool) -> u64 {
     let sum: f64 =
         samples.iter().filter(|sample| sample.name == name && fit(sample)).map(|sample| sample.value).sum();
-    // Counts, and gauges of counts; one that is negative would be no count.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as cast it cannot wrap")]
-    let count = sum.round() as u64;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "what is cast is a count")]
+    let count = if sum < 0.0 { u64::MAX } else { sum.round() as u64 };
     count
 }

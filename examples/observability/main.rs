@@ -16,7 +16,7 @@ mod books;
 #[cfg(test)]
 mod dashboard;
 mod exposition;
-#[cfg(feature = "otlp")]
+#[cfg(all(feature = "otlp", not(test)))]
 mod otlp;
 mod shop;
 mod telemetry;
