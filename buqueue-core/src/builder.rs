@@ -82,7 +82,8 @@ impl<B: Backend> QueueBuilder<B, Dynamic> {
     /// # Errors
     /// As [`QueueBuilder::build_producer`] and [`QueueBuilder::build_consumer`].
     pub async fn build_pair(self) -> Result<(Box<dyn QueueProducer>, Box<dyn QueueConsumer>)> {
-        let (producer, consumer) = self.pair().await?;
+        // Boxed, here and below, like what it builds: the compiler does not look into a client's futures then.
+        let (producer, consumer) = Box::pin(self.pair()).await?;
         Ok((Box::new(producer), Box::new(consumer)))
     }
 
@@ -91,7 +92,7 @@ impl<B: Backend> QueueBuilder<B, Dynamic> {
     /// # Errors
     /// As [`QueueBuilder::build_producer`].
     pub async fn build_producer(self) -> Result<Box<dyn QueueProducer>> {
-        Ok(Box::new(self.producer().await?))
+        Ok(Box::new(Box::pin(self.producer()).await?))
     }
 
     /// Connects the receiving half. What is sent after this returns is received.
@@ -99,7 +100,7 @@ impl<B: Backend> QueueBuilder<B, Dynamic> {
     /// # Errors
     /// As [`QueueBuilder::build_consumer`].
     pub async fn build_consumer(self) -> Result<Box<dyn QueueConsumer>> {
-        Ok(Box::new(self.consumer().await?))
+        Ok(Box::new(Box::pin(self.consumer()).await?))
     }
 }
 

@@ -42,7 +42,8 @@ pub async fn one_trace_to_the_answer<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, mut consumer) = cx.pair().await;
     let (answers, mut answered) = cx.pair().await;
     let ((), spans) = traced(async {
-        let request = async { send(&producer, Message::new("request")).await };
+        // With a header, as most messages have one.
+        let request = async { send(&producer, Message::new("request").with_header("h", "v")).await };
         request.instrument(info_span!("request")).await;
         let delivery = receive(&mut consumer).await;
         handle(&delivery, &answers).await;

@@ -72,10 +72,11 @@ fn find<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
 
 /// The context that the message carries: its span, where there is one, and its baggage.
 pub(super) fn extract(headers: &Headers) -> Context {
+    // The propagator that is there where none is installed hands back the current context, whatever it is given.
+    let _nothing_around = Context::new().attach();
     let cx = global::get_text_map_propagator(|propagator| {
         propagator.extract_with_context(&Context::new(), &Carried(headers))
     });
-    // Where no propagator is installed, what comes back is whatever went in.
     let has_span = cx.span().span_context().is_valid() && cx.span().span_context().is_remote();
     let cx = if has_span {
         cx
@@ -265,6 +266,27 @@ mod tests {
         let read = extract(message.headers());
         assert_eq!(read.baggage().get("who").unwrap().as_str(), "größe, 100 %; \"x\"");
         assert!(!read.span().span_context().is_valid(), "baggage alone makes no parent");
+    }
+
+    #[test]
+    fn what_is_around_is_not_what_was_carried() {
+        let around = extract(&headers(&[(TRACEPARENT, PARENT)]));
+        let _around = around.attach();
+        let own = "00-11111111111111111111111111111111-2222222222222222-00";
+        let cx = extract(&headers(&[(TRACEPARENT, own)]));
+        assert_eq!(cx.span().span_context().trace_id().to_string(), "11111111111111111111111111111111");
+        let cx = extract(&headers(&[(BAGGAGE, "k=v")]));
+        assert!(!cx.span().span_context().is_valid(), "baggage alone makes no parent");
+    }
+
+    #[test]
+    fn other_spellings_are_the_same_headers() {
+        let foreign = headers(&[("Traceparent", PARENT), ("Baggage", "k=v")]);
+        let cx = extract(&foreign);
+        assert!(cx.span().span_context().is_valid() && cx.baggage().get("k").is_some());
+        let mut message = Message::new("m").with_headers(foreign.clone());
+        inject(&cx, &mut message, &unlimited);
+        assert_eq!(message.headers(), &foreign, "no second one beside it");
     }
 
     #[test]
