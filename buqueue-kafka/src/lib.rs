@@ -59,7 +59,8 @@
 //! [`OffsetReset::Earliest`], and nothing with [`OffsetReset::Latest`]. What a consumer holds, or has nacked, is not done, and
 //! counts as `ready`: brokers do not know who holds what, so `in_flight` is `None`. What waits until it is due, by `send_at` or
 //! `nack_after`, is not counted before it is: the delay topic is shared by all groups of the topic, and what is sent on within it
-//! leaves gaps, so `scheduled` is `None`.
+//! leaves gaps, so `scheduled` is `None`. Markers of transactions and gaps of compaction hold an offset each; of the last sixteen
+//! of a partition it is looked which are records, so a queue that is done has 0, and a long one may have a few too many.
 //!
 //! Kafka counts offsets, not records. The end of a transaction takes one, and so does what was aborted or compacted away:
 //! a partition that ends in the end of a transaction, as after a schedule or a `nack_after`, counts one until something is
@@ -105,7 +106,7 @@
 //! (without it its settings are not checked), `READ` on the group named after the delay topic,
 //! `WRITE` on the transactional id of that name and on the topic itself, `DELETE` on the delay topic, `WRITE` on the dead
 //! letter topic. `CREATE` where topics are to be created. For `queue_stats`: `DESCRIBE` on the topic, the group and its retry
-//! topic.
+//! topic, and `READ` on the topics (without it markers count).
 //!
 //! # Limits
 //!

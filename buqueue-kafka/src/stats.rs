@@ -26,6 +26,10 @@ const KEPT: Duration = Duration::from_secs(60);
 const SETTLING: Duration = Duration::from_secs(1);
 /// How long they are given until they are asked again.
 const AGAIN: Duration = Duration::from_millis(20);
+/// Of no more than so many offsets at the end of a partition is it looked which are records.
+const FEW: u64 = 16;
+/// How long that may take.
+const READING: Duration = Duration::from_secs(2);
 /// So many events of the client are thrown away at a time.
 const EVENTS: usize = 1000;
 
@@ -150,6 +154,9 @@ fn connect(options: &KafkaOptions) -> KafkaResult<Client> {
         .set("enable.auto.commit", "false")
         // A partition ends where its readers come to.
         .set("isolation.level", "read_committed")
+        // For the ends of partitions, which are read: there is nothing to wait for.
+        .set("enable.partition.eof", "true")
+        .set("fetch.wait.max.ms", "10")
         .set("allow.auto.create.topics", "false");
     settings.create_with_context(Refusals::default())
 }
@@ -199,11 +206,67 @@ fn look(options: &KafkaOptions, client: &Client, until: Instant) -> KafkaResult<
     // As the consumers do: a group that has read nothing yet begins where it is told to, with what was sent before or without.
     let known = positions.iter().any(|(is_main, position, _)| *is_main && position.is_some());
     let skips = options.config.offset_reset == OffsetReset::Latest && !known;
-    let ready = positions.iter().map(|(is_main, position, range)| match position {
-        None if *is_main && skips => 0,
-        position => undone(position.as_ref(), *range),
-    });
-    Ok(QueueStats::of_ready(ready.sum()))
+    let mut ready = 0;
+    let mut tails = Vec::new();
+    for (&(name, partition), (is_main, position, range)) in places.iter().zip(&positions) {
+        if position.is_none() && *is_main && skips {
+            continue;
+        }
+        let (open, unread) = undone(position.as_ref(), *range);
+        ready += open;
+        match distance(unread, range.1) {
+            0 => {}
+            few @ 1..=FEW => tails.push(Tail { name, partition, unread, few }),
+            many => ready += many,
+        }
+    }
+    Ok(QueueStats::of_ready(ready + Tail::records(&tails, client, until)?))
+}
+
+/// The end of a partition that is nearly done: it may be all markers of transactions, and gaps, which hold an offset each.
+struct Tail<'a> {
+    name: &'a str,
+    partition: i32,
+    unread: i64,
+    few: u64,
+}
+
+impl Tail<'_> {
+    /// Reads them, without becoming a member, and counts what is there.
+    fn records(tails: &[Self], client: &Client, until: Instant) -> KafkaResult<u64> {
+        if tails.is_empty() {
+            return Ok(0);
+        }
+        let mut list = TopicPartitionList::with_capacity(tails.len());
+        for tail in tails {
+            list.add_partition_offset(tail.name, tail.partition, Offset::Offset(tail.unread))?;
+        }
+        client.assign(&list)?;
+        let read = Self::read(tails, client, until.min(Instant::now() + READING));
+        client.unassign()?;
+        // What could not be read in time may all be records.
+        Ok(read?.unwrap_or_else(|| tails.iter().map(|tail| tail.few).sum()))
+    }
+
+    /// Until each has come to its end; `None` when that takes too long.
+    fn read(tails: &[Self], client: &Client, until: Instant) -> KafkaResult<Option<u64>> {
+        let (mut records, mut ended) = (0, 0);
+        while ended < tails.len() {
+            match client.poll(until.saturating_duration_since(Instant::now())) {
+                None => return Ok(None),
+                Some(Ok(_)) => records += 1,
+                Some(Err(KafkaError::PartitionEOF(_))) => ended += 1,
+                // Who may not read may count.
+                Some(Err(error))
+                    if error.rdkafka_error_code() == Some(RDKafkaErrorCode::TopicAuthorizationFailed) =>
+                {
+                    return Ok(None);
+                }
+                Some(Err(error)) => return Err(error),
+            }
+        }
+        Ok(Some(records))
+    }
 }
 
 fn partitions(client: &Client, topic: &str, limit: Duration) -> KafkaResult<Vec<i32>> {
@@ -226,15 +289,16 @@ fn offset(list: &TopicPartitionList, topic: &str, partition: i32) -> KafkaResult
     }
 }
 
-/// How much of a partition is not done, from the first offset that is there to the one where it ends.
-fn undone(committed: Option<&Position>, (first, end): (i64, i64)) -> u64 {
+/// How many records of a partition were read and are not done, and from where it was not read, where it goes from `first` to
+/// `end`.
+fn undone(committed: Option<&Position>, (first, end): (i64, i64)) -> (u64, i64) {
     // Beyond the end of a topic that was created again it is begun anew.
     let Some(committed) = committed.filter(|committed| committed.next <= end) else {
-        return distance(first, end);
+        return (0, first);
     };
     // Retention may have taken some of them.
     let open = committed.open.iter().filter(|(offset, _)| (first..end).contains(offset)).count();
-    u64::try_from(open).unwrap_or(u64::MAX).saturating_add(distance(committed.read_to.max(first), end))
+    (u64::try_from(open).unwrap_or(u64::MAX), committed.read_to.max(first))
 }
 
 fn distance(from: i64, to: i64) -> u64 {
@@ -271,7 +335,8 @@ mod tests {
             // The topic was created again.
             (Some(position(100, 100, &[])), (0, 2), 2),
         ] {
-            assert_eq!(undone(committed.as_ref(), range), expected, "{committed:?} {range:?}");
+            let (open, unread) = undone(committed.as_ref(), range);
+            assert_eq!(open + distance(unread, range.1), expected, "{committed:?} {range:?}");
         }
     }
 

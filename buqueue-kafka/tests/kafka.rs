@@ -649,3 +649,32 @@ async fn the_context_keeps_to_what_the_topic_takes() {
         delivery.ack().await.unwrap();
     }
 }
+
+/// What was sent on by a transaction leaves a marker behind, which is nothing to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn markers_of_transactions_do_not_count() {
+    let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA") else { return };
+    let config = KafkaConfig { offset_reset: OffsetReset::Earliest, ..config(&brokers, "markers") };
+    let (producer, mut consumer) = builder(&config).build_pair().await.unwrap();
+    producer.send(Message::new("now")).await.unwrap();
+    producer.send_at(Message::new("then"), Utc::now() + TimeDelta::milliseconds(300)).await.unwrap();
+    let mut acked = 0;
+    while acked < 2 {
+        let delivery = tokio::time::timeout(SOON, consumer.receive()).await.unwrap().unwrap();
+        if delivery.delivery_count() == 1 {
+            delivery.nack_after(Duration::from_millis(100)).await.unwrap();
+        } else {
+            delivery.ack().await.unwrap();
+            acked += 1;
+        }
+    }
+    let deadline = Instant::now() + SOON;
+    loop {
+        let stats = producer.queue_stats().await.unwrap();
+        if stats.ready == 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{stats:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
