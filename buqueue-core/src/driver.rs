@@ -116,7 +116,8 @@ pub trait Producer: fmt::Debug + Send + Sync + 'static {
     fn send_batch(&self, messages: Vec<Message>) -> impl Future<Output = Vec<Result<MessageId>>> + Send;
 
     /// How many bytes of headers, names and values together, may be added to `message` so that the broker still takes
-    /// it. Core adds no more than that (trace context, above all).
+    /// it. Core adds no more than that (trace context, above all), in 16 headers at most, whose names and values are printable
+    /// ASCII.
     ///
     /// Only for limits beyond [`Limits::header_bytes`](crate::Limits::header_bytes), which core minds by itself: those
     /// on the whole message, or on the number of headers. Must be cheap; rather too little than too much.
@@ -198,7 +199,8 @@ pub enum Activity<'a> {
     Disconnected(&'a BuqueueError),
     /// What was broken is whole again.
     Reconnected,
-    /// So many scheduled messages were moved to their queue, where the driver does that.
+    /// So many messages that had waited for their time, schedules and delayed retries, were moved to where they are received,
+    /// where the driver does that.
     Forwarded(usize),
     /// So many messages were taken over from consumers that are gone or too slow.
     Reclaimed(usize),

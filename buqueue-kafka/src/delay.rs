@@ -342,18 +342,20 @@ impl<'a> Forwarder<'a> {
                 hopeless = known.is_some();
                 if !hopeless && !is_of_all(&error) {
                     let refused = BuqueueError::new(kind.clone(), "its topic does not take it");
-                    self.tell(Activity::Failed("sending on a scheduled message", &refused));
+                    self.works.records.failed(&self.options.config.topic, &refused);
                 }
             }
             (Some(_), _) => {}
             (None, _) => {
                 self.not_before = Instant::now() + self.backoff.next_delay();
-                self.works.transactions.failed(&self.options.config.topic, &failed(error.clone()));
             }
         }
         if !abort(&producer) || is_of_all(&error) {
             // What was popped is read again by whoever leads next.
             return Err(failed(error));
+        }
+        if cause.is_none() {
+            self.works.transactions.failed(&self.options.config.topic, &failed(error));
         }
         for (partition, mut entry) in taken {
             if hopeless {
@@ -423,6 +425,7 @@ impl<'a> Forwarder<'a> {
         self.backoff.reset();
         self.works.transactions.worked();
         if arrived > 0 {
+            self.works.records.worked();
             self.tell(Activity::Forwarded(arrived));
         }
         self.most = (self.most * 2).min(MOST);

@@ -19,7 +19,7 @@ pub struct KafkaProducer {
     options: KafkaOptions,
     later: Later,
     stats: Stats,
-    /// What the topic takes.
+    /// What the topic takes, and those take that its messages go through on their way: they have Kafka's default.
     largest: usize,
 }
 
@@ -31,7 +31,7 @@ impl KafkaProducer {
             options: options.clone(),
             later,
             stats: Stats::new(options),
-            largest: largest.unwrap_or(LARGEST),
+            largest: largest.map_or(LARGEST, |own| own.min(LARGEST)),
         }
     }
 

@@ -66,6 +66,7 @@ pub(crate) fn is_of_all(error: &KafkaError) -> bool {
 pub(crate) struct Works {
     pub(crate) whole: Work,
     pub(crate) transactions: Work,
+    pub(crate) records: Work,
     pub(crate) trims: Arc<Work>,
 }
 
@@ -74,6 +75,7 @@ impl Default for Works {
         Self {
             whole: Work::new("sending on schedules"),
             transactions: Work::new("a transaction that sends on schedules"),
+            records: Work::new("sending on a scheduled message"),
             trims: Arc::new(Work::new("deleting what was sent on")),
         }
     }

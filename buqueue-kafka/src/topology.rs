@@ -18,6 +18,9 @@ use crate::levels::LEVELS;
 /// How long a new topic may take until its leaders are known.
 const SETTLING: Duration = Duration::from_millis(50);
 
+/// How long it may take to learn what can be done without.
+const ASKING: Duration = Duration::from_secs(1);
+
 /// A topic as it is created where there is none.
 struct Wanted {
     name: String,
@@ -47,8 +50,9 @@ impl Topology {
     /// The largest batch of records that the topic takes, if whoever asks may know.
     pub(crate) async fn largest(&self) -> Option<usize> {
         let topic = ResourceSpecifier::Topic(&self.options.config.topic);
-        let patience = AdminOptions::new().request_timeout(Some(self.options.request_timeout));
-        let described = self.admin.describe_configs([&topic], &patience).await.ok()?;
+        let patience = AdminOptions::new().request_timeout(Some(ASKING));
+        let described = tokio::time::timeout(ASKING, self.admin.describe_configs([&topic], &patience)).await;
+        let described = described.ok()?.ok()?;
         let settings = described.into_iter().next()?.ok()?;
         settings.get("max.message.bytes")?.value.as_ref()?.parse().ok()
     }

@@ -101,14 +101,15 @@ impl Probe {
         }
         self.not_before = now + ASKED_EVERY;
         let (group, asking) = (Arc::clone(group), Arc::clone(&self.asking));
-        // It blocks.
-        group.session.runtime.clone().spawn_blocking(move || {
+        // It blocks, and so may the end of what it holds: no runtime is to wait for that. Without a thread it is asked again.
+        let asking = std::thread::Builder::new().name("buqueue-kafka-probe".to_owned()).spawn(move || {
             let topic = &group.session.options.config.topic;
             if group.session.later.range_of(topic, 0).is_ok() {
                 group.line.mended(topic, Broken::Connection);
             }
             drop(asking);
         });
+        drop(asking);
     }
 }
 

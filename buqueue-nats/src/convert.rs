@@ -184,21 +184,38 @@ impl Outgoing {
 pub(crate) fn header_room(message: &Message, subjects: &Subjects, limit: usize) -> usize {
     let headers = message.headers();
     let length = |text: Option<&str>| text.map_or(0, str::len);
-    let texts = length(message.routing_key())
-        + 2 * length(message.deduplication_id())
-        + subjects.default.len()
-        + headers.byte_len();
-    // Encoded, each byte may become three. Beside its name and value a header takes up to six.
-    let block = OWN_MOST + 3 * texts + 6 * headers.len();
-    // The new ones may be as short as a byte.
-    let within = |limit: usize, taken: usize| limit.saturating_sub(taken) / 9;
+    let texts =
+        length(message.routing_key()) + 2 * length(message.deduplication_id()) + subjects.default.len();
+    let inline = are_inline(headers);
+    // Encoded, each byte may become three.
+    let size = |(name, value): (&str, &str)| {
+        let plain = name.len() + value.len();
+        if !inline && native(name, value).is_some() { plain } else { 3 * plain }
+    };
+    let block =
+        OWN_MOST + 3 * texts + headers.iter().map(size).sum::<usize>() + BESIDE * (headers.len() + ADDED);
+    let within = |limit: usize, taken: usize| limit.saturating_sub(taken) / 3;
     let whole = within(limit, message.payload().len() + block);
     // Those before the payload are no headers to the server.
-    if are_inline(headers) { whole } else { whole.min(within(BLOCK_MAX, block)) }
+    if inline {
+        return whole;
+    }
+    // And they stay native, or what is there already would become longer as well.
+    let native = NATIVE_MAX.saturating_sub(native_bytes(headers) + NATIVE_BESIDE * ADDED);
+    whole.min(within(BLOCK_MAX, block)).min(native)
 }
 
+/// As many headers as are added at most, and what each takes beside its name and value.
+const ADDED: usize = 16;
+const BESIDE: usize = 6;
+const NATIVE_BESIDE: usize = 16;
+
 fn are_inline(headers: &Headers) -> bool {
-    headers.byte_len() + 16 * headers.len() > NATIVE_MAX
+    native_bytes(headers) > NATIVE_MAX
+}
+
+fn native_bytes(headers: &Headers) -> usize {
+    headers.byte_len() + NATIVE_BESIDE * headers.len()
 }
 
 fn is_ours(name: &str) -> bool {
@@ -393,7 +410,8 @@ mod tests {
         let (limit, subjects) = (1024 * 1024, subjects());
         let due = DateTime::from_timestamp_millis(1_800_000_000_123).unwrap();
         let typical = Message::new("x".repeat(2000)).with_header("a", "b").with_routing_key("orders.placed");
-        assert!(header_room(&typical, &subjects, limit) >= 1000);
+        assert!(header_room(&typical, &subjects, limit) >= 10_000);
+        assert!(header_room(&Message::new("m"), &subjects, 16 * 1024) >= 4000);
         assert_eq!(header_room(&Message::new("x".repeat(limit)), &subjects, limit), 0);
         let bare = Message::new("m");
         let keyed =
@@ -406,9 +424,10 @@ mod tests {
                         message = message.with_header(format!("h{n}"), filler.repeat(header));
                     }
                     let room = header_room(&message, &subjects, limit);
-                    let one = message.clone().with_header("n", "\n".repeat(room.saturating_sub(1)));
-                    let many = (0..room / 7)
-                        .fold(message, |message, n| message.with_header(format!("{n:06}"), "\n"));
+                    let one = message.clone().with_header("n", "%".repeat(room.saturating_sub(1)));
+                    let each = "%".repeat((room / ADDED).saturating_sub(2));
+                    let many =
+                        (0..ADDED).fold(message, |message, n| message.with_header(format!("{n:02}"), &each));
                     for message in [one, many].into_iter().filter(|_| room > 0) {
                         let now = Outgoing::new(&message, &subjects);
                         let sizes = [

@@ -59,8 +59,8 @@
 //! the stream keeps for consumers, whatever [`NatsConfig::deliver_policy`] says. *In flight*: what it was sent and has not
 //! acked (`num_ack_pending`). The server leaves a message there until it is delivered again, so those that failed, wait for
 //! the end of `nack_after` or for that of a lease, are in flight too. *Scheduled*: the schedules of `send_at` in the stream,
-//! or what lies in `<stream>_buqueue_delay`; `None` where there is neither. Two requests, side by side; three with a second
-//! stream. Where many schedules wait, the server walks over all of them for it.
+//! or what lies in `<stream>_buqueue_delay`; `None` where there is neither. Two requests, side by side; three where the server has no
+//! schedules of its own. Where many schedules wait, the server walks over all of them for it.
 //!
 //! # Permissions
 //!

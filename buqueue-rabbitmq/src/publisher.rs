@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::task::Poll;
 use std::time::Duration;
@@ -46,6 +46,10 @@ pub(crate) struct Publisher {
     quiet: bool,
     /// It was told that the connection is lost.
     lost: AtomicBool,
+    /// As agreed with the broker.
+    frame_max: AtomicU32,
+    /// Counts where nothing is sent. An async lock, as above.
+    counting: tokio::sync::Mutex<Option<Connection>>,
 }
 
 /// A connection, and the channels to publish on.
@@ -140,6 +144,8 @@ impl Publisher {
             connecting: tokio::sync::Mutex::default(),
             quiet: false,
             lost: AtomicBool::new(false),
+            frame_max: AtomicU32::new(FRAME_MAX),
+            counting: tokio::sync::Mutex::default(),
         }
     }
 
@@ -185,6 +191,7 @@ impl Publisher {
         match attempt {
             Ok(live) => {
                 *last_failure = None;
+                self.frame_max.store(live.connection.configuration().frame_max(), Ordering::Relaxed);
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&live));
                 if self.lost.swap(false, Ordering::Relaxed) {
                     self.tell(Activity::Reconnected);
@@ -244,22 +251,36 @@ impl Publisher {
     }
 
     /// Counts what waits in the queue. AMQP tells no more: not what is in flight, and delays are shared with others.
+    ///
+    /// On the connection of the sends where there is one; else on one of its own, because whoever only asks declares nothing.
     pub(crate) async fn queue_stats(&self) -> Result<QueueStats> {
-        let live = self.live().await?;
-        let counting = topology::waiting(&live.connection, &self.options().config.queue);
-        match timeout(self.timeout(), counting).await {
-            Ok(Ok(waiting)) => Ok(QueueStats::of_ready(waiting)),
-            Ok(Err(error)) if error.kind == ErrorKind::ConnectionLost => Err(self.give_up(&live, error)),
-            Ok(Err(error)) => Err(error),
-            Err(_) => Err(self.late(&live, "queue_stats")),
+        let queue = &self.options().config.queue;
+        if let Some(live) = self.usable() {
+            match timeout(self.timeout(), topology::waiting(&live.connection, queue)).await {
+                Ok(Ok(waiting)) => return Ok(QueueStats::of_ready(waiting)),
+                Ok(Err(error)) if error.kind != ErrorKind::ConnectionLost => return Err(error),
+                // Whether the connection is of use any longer is for the sends to say.
+                Ok(Err(_)) | Err(_) => {}
+            }
         }
+        let asking = async {
+            let mut own = self.counting.lock().await;
+            // Put back when it has answered: given up midway it is closed.
+            let connection = match own.take().filter(|connection| connection.status().connected()) {
+                Some(connection) => connection,
+                None => self.connector.connect().await?,
+            };
+            let waiting = topology::waiting(&connection, queue).await?;
+            *own = Some(connection);
+            Ok(QueueStats::of_ready(waiting))
+        };
+        let limit = self.options().config.connection_timeout + self.timeout();
+        timeout(limit, asking).await.unwrap_or_else(|_| Err(error::timed_out("queue_stats")))
     }
 
-    /// What fits into one frame of this connection.
+    /// What fits into one frame, as was agreed with the broker last.
     pub(crate) fn frame_bytes(&self) -> usize {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        let agreed = current.as_ref().map_or(FRAME_MAX, |live| live.connection.configuration().frame_max());
-        usize::try_from(agreed).unwrap_or(usize::MAX)
+        usize::try_from(self.frame_max.load(Ordering::Relaxed)).unwrap_or(usize::MAX)
     }
 
     /// Where a message goes that is sent now.

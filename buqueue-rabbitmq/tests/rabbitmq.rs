@@ -370,6 +370,8 @@ async fn what_waits_is_counted_and_a_queue_that_is_gone_is_not_found() {
     let held = within(consumer.receive()).await.unwrap();
     let monitor = consumer.monitor();
     drop(consumer);
+    // It is never asked while the queue is there.
+    let unused = RabbitMqBackend::builder(config.clone()).build_consumer().await.unwrap().monitor();
     let deadline = Instant::now() + Duration::from_secs(10);
     // One is held, and what was read ahead comes back.
     while within(producer.queue_stats()).await.unwrap().ready != 2 {
@@ -382,6 +384,10 @@ async fn what_waits_is_counted_and_a_queue_that_is_gone_is_not_found() {
     let (_connection, channel) = channel(&url).await;
     let queue = ShortString::try_new(config.queue).unwrap();
     channel.queue_delete(queue, QueueDeleteOptions::default()).await.unwrap();
+    // Not by the producer's connection, nor by one that was never asked: to count declares nothing.
+    for gone in [within(unused.queue_stats()).await, within(monitor.queue_stats()).await] {
+        assert_eq!(gone.unwrap_err().kind, ErrorKind::NotFound);
+    }
     let gone = within(producer.queue_stats()).await.unwrap_err();
     assert_eq!(gone.kind, ErrorKind::NotFound, "{gone}");
     // The connection is as good as before.

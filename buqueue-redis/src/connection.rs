@@ -363,6 +363,9 @@ impl Commands {
                 return;
             }
             slot.link = None;
+        } else if self.slot().link.is_some() {
+            // Somebody else has made one meanwhile.
+            return;
         }
         if !self.lost.swap(true, Ordering::Relaxed) {
             let stream = &self.connector.stream;

@@ -339,7 +339,7 @@ lua! {
   local pending = mine['pending']
   if mine['lag'] then return math.min(mine['lag'], length), pending end
   local seen, bytes, page, last = 0, 0, 1, mine['last-delivered-id']
-  while page <= 512 and bytes < 1000000 do
+  while seen < 1000 and bytes < 1000000 do
     local entries = redis.call('XRANGE', key, '(' .. last, '+', 'COUNT', page)
     seen = seen + #entries
     if #entries < page then return seen, pending end
@@ -347,7 +347,7 @@ lua! {
     for _, entry in ipairs(entries) do
       for _, text in ipairs(entry[2]) do bytes = bytes + #text end
     end
-    last, page = entries[#entries][1], page * 2
+    last, page = entries[#entries][1], math.min(page * 2, 32)
   end
   return math.max(seen, length - pending), pending
 end

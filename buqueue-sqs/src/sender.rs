@@ -166,14 +166,32 @@ impl Sender {
     }
 }
 
+/// As many headers as are added at most, and what each takes beside its name and value, in JSON and as an attribute.
+const ADDED: usize = 16;
+const BESIDE: usize = 6;
+
 fn header_room(message: &Message, limit: usize) -> usize {
     let headers = message.headers();
-    let length = |text: Option<&str>| text.map_or(0, str::len);
-    let texts = headers.byte_len() + length(message.routing_key()) + length(message.deduplication_id());
-    // In JSON, each byte may become six. Beside its name and value a header takes six, in JSON and as an attribute.
-    let taken = message.payload().len() + OWN_MOST + 6 * texts + 6 * headers.len();
-    // The new ones may be as short as a byte.
-    limit.saturating_sub(taken) / 12
+    let texts = [message.routing_key(), message.deduplication_id()].into_iter().flatten();
+    let texts = texts.chain(headers.iter().flat_map(|(name, value)| [name, value]));
+    let taken = message.payload().len()
+        + OWN_MOST
+        + texts.map(in_json).sum::<usize>()
+        + BESIDE * (headers.len() + ADDED);
+    // What is added is printable, and one byte of that may become two.
+    limit.saturating_sub(taken) / 2
+}
+
+/// How long a text is in JSON at most: that is how it may travel.
+fn in_json(text: &str) -> usize {
+    let escaped = |byte| match byte {
+        b'"' | b'\\' => 2,
+        0..=0x1f => 6,
+        // Three of these are a character that SQS does not take, and that is written in six.
+        0x80.. => 2,
+        _ => 1,
+    };
+    text.bytes().map(escaped).sum()
 }
 
 fn set(outcomes: &mut [Result<MessageId>], id: &str, outcome: Result<MessageId>) {
@@ -227,7 +245,8 @@ mod tests {
     #[test]
     fn the_room_for_headers_is_there() {
         let typical = Message::new("x".repeat(2000)).with_header("a", "b").with_routing_key("k");
-        assert!(header_room(&typical, 256 * 1024) >= 1000);
+        assert!(header_room(&typical, 256 * 1024) >= 10_000);
+        assert!(header_room(&typical, 16 * 1024) >= 4000);
         assert_eq!(header_room(&Message::new("x".repeat(MAX_BYTES)), MAX_BYTES), 0);
         let story =
             Story { failures: u32::MAX, first_failed_at: Some(chrono::DateTime::<chrono::Utc>::MAX_UTC) };
@@ -246,9 +265,10 @@ mod tests {
                         message = message.with_header(format!("h{n}"), filler.repeat(header));
                     }
                     let room = header_room(&message, limit);
-                    let one = message.clone().with_header("n", "\u{1}".repeat(room.saturating_sub(1)));
-                    let many = (0..room / 7)
-                        .fold(message, |message, n| message.with_header(format!("{n:06}"), "\u{1}"));
+                    let one = message.clone().with_header("n", "\\".repeat(room.saturating_sub(1)));
+                    let each = "\"".repeat((room / ADDED).saturating_sub(2));
+                    let many =
+                        (0..ADDED).fold(message, |message, n| message.with_header(format!("{n:02}"), &each));
                     for message in [one, many].into_iter().filter(|_| room > 0) {
                         for fifo in [false, true] {
                             let manner = Manner { fifo, grouped: fifo };

@@ -536,7 +536,7 @@ pub(crate) fn activity(backend: &'static str, source: &str, activity: Activity<'
         Activity::Disconnected(error) => event!(warn, backend, source, %error, "connection lost"),
         Activity::Reconnected => event!(info, backend, source, "connected again"),
         Activity::Forwarded(messages) => {
-            event!(debug, backend, source, messages, "scheduled messages moved to their queue");
+            event!(debug, backend, source, messages, "messages that were due moved to their queue");
         }
         Activity::Reclaimed(messages) => {
             event!(info, backend, source, messages, "messages of others taken over")

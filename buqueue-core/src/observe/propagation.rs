@@ -17,6 +17,9 @@ const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
 const BAGGAGE: &str = "baggage";
 
+/// No propagator is known to write so many. With the time that a message is due, these are the headers that drivers count on.
+const FIELDS_MAX: usize = 15;
+
 /// What the specification asks to be passed on at least; nothing longer is written.
 const BAGGAGE_MAX_BYTES: usize = 8192;
 
@@ -99,13 +102,15 @@ struct Fields(Vec<(String, String)>);
 impl Injector for Fields {
     fn set(&mut self, key: &str, value: String) {
         let is_name = (1..=255).contains(&key.len()) && key.bytes().all(|byte| (0x21..=0x7e).contains(&byte));
-        // An empty `tracestate` says nothing, and some brokers keep no empty values.
-        if value.is_empty() || !is_name || key.starts_with(RESERVED_PREFIX) {
+        // An empty `tracestate` says nothing, and some brokers keep no empty values; and none counts on what is not printable.
+        let is_value = !value.trim().is_empty() && value.bytes().all(|byte| (0x20..=0x7e).contains(&byte));
+        if !is_value || !is_name || key.starts_with(RESERVED_PREFIX) {
             return;
         }
-        match self.0.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(key)) {
-            Some(field) => field.1 = value,
-            None => self.0.push((key.to_owned(), value)),
+        if let Some(field) = self.0.iter_mut().find(|(name, _)| name.eq_ignore_ascii_case(key)) {
+            field.1 = value;
+        } else if self.0.len() < FIELDS_MAX {
+            self.0.push((key.to_owned(), value));
         }
     }
 }
