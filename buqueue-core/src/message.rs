@@ -1,8 +1,10 @@
 //! A message: payload, headers, routing key, deduplication id.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -37,6 +39,8 @@ struct Meta {
     routing_key: Option<Box<str>>,
     deduplication_id: Option<Box<str>>,
     headers: Headers,
+    /// When it was due, if it was scheduled and that is measured. It travels as a header, and is none to who gets it.
+    deliver_at: Option<DateTime<Utc>>,
     /// Written by buqueue itself (a dead letter or a redriven message), hence allowed reserved headers.
     internal: bool,
 }
@@ -95,7 +99,11 @@ impl Message {
     /// Sets a header, replacing the value that the name had.
     #[must_use]
     pub fn with_header(mut self, name: impl AsRef<str>, value: impl AsRef<str>) -> Self {
-        self.meta_mut().headers.insert(name.as_ref(), value.as_ref());
+        let meta = self.meta_mut();
+        meta.headers.insert(name.as_ref(), value.as_ref());
+        if name.as_ref() == observe::DELIVER_AT {
+            meta.take_due_time();
+        }
         self
     }
 
@@ -103,7 +111,9 @@ impl Message {
     #[must_use]
     pub fn with_headers(mut self, headers: Headers) -> Self {
         if !headers.is_empty() || self.meta.is_some() {
-            self.meta_mut().headers = headers;
+            let meta = self.meta_mut();
+            meta.headers = headers;
+            meta.take_due_time();
         }
         self
     }
@@ -186,8 +196,19 @@ impl Message {
     pub fn into_stored(mut self) -> Self {
         if let Some(meta) = &mut self.meta {
             meta.internal = false;
+            meta.take_due_time();
         }
         self
+    }
+
+    /// The message as it travels, for a backend that reads what waits and sends it on: with what is a header on the way, and
+    /// none to who gets it.
+    #[must_use]
+    pub fn as_travelling(&self) -> Cow<'_, Self> {
+        let Some(at) = self.deliver_at() else { return Cow::Borrowed(self) };
+        let mut message = self.clone();
+        message.set_header(observe::DELIVER_AT, &observe::due_time(at));
+        Cow::Owned(message)
     }
 
     /// Marks a message that buqueue writes itself.
@@ -200,11 +221,9 @@ impl Message {
         self.meta_mut().headers.insert(name, value);
     }
 
-    /// Drops the time that a message was scheduled for, when it is sent again.
-    pub(crate) fn drop_due_time(&mut self) {
-        if let Some(meta) = &mut self.meta {
-            meta.headers.remove(observe::DELIVER_AT);
-        }
+    /// When it was due, if it was scheduled and that is measured.
+    pub(crate) fn deliver_at(&self) -> Option<DateTime<Utc>> {
+        self.meta.as_ref()?.deliver_at
     }
 
     /// A copy of the message without the headers that buqueue adds.
@@ -215,35 +234,36 @@ impl Message {
 
     /// Checks what every backend refuses alike, before any I/O.
     #[inline]
-    pub(crate) fn validate(&self, limits: &Limits) -> Result<Validated> {
+    pub(crate) fn validate(&self, limits: &Limits) -> Result<()> {
         check_size("payload", self.payload.len(), limits.payload_bytes)?;
-        let mut validated = Validated { has_due_time: false };
-        let Some(meta) = &self.meta else { return Ok(validated) };
+        let Some(meta) = &self.meta else { return Ok(()) };
         for (name, _) in meta.headers.iter() {
             if name.is_empty() || name.len() > 255 || !name.bytes().all(|byte| (0x21..=0x7e).contains(&byte))
             {
                 let fact = format!("header name {name:?}: must be 1 to 255 bytes of visible ASCII");
                 return Err(BuqueueError::new(ErrorKind::InvalidMessage, fact));
             }
-            if name == observe::DELIVER_AT {
-                validated.has_due_time = true;
-            } else if !meta.internal && name.starts_with(RESERVED_PREFIX) {
+            if !meta.internal && name.starts_with(RESERVED_PREFIX) {
                 let fact = format!("header name {name:?}: the prefix {RESERVED_PREFIX:?} is reserved");
                 return Err(BuqueueError::new(ErrorKind::InvalidMessage, fact));
             }
         }
         check_size("headers", meta.headers.byte_len(), limits.header_bytes)?;
         check_key("routing_key", meta.routing_key.as_deref(), limits.routing_key_bytes)?;
-        check_key("deduplication_id", meta.deduplication_id.as_deref(), limits.deduplication_id_bytes)?;
-        Ok(validated)
+        check_key("deduplication_id", meta.deduplication_id.as_deref(), limits.deduplication_id_bytes)
     }
 }
 
-/// What was found out about a message that can be sent.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Validated {
-    /// It is passed on as it came, with the time that it was scheduled for, which is not to be sent again.
-    pub(crate) has_due_time: bool,
+impl Meta {
+    fn take_due_time(&mut self) {
+        let at = self.headers.get(observe::DELIVER_AT);
+        let travelled = at.is_some();
+        // None, where it was sent on without: it is no schedule any more.
+        self.deliver_at = at.and_then(|at| DateTime::parse_from_rfc3339(at).ok()).map(|at| at.to_utc());
+        if travelled {
+            self.headers.remove(observe::DELIVER_AT);
+        }
+    }
 }
 
 fn check_size(field: &str, size: usize, limit: Option<usize>) -> Result<()> {
@@ -369,7 +389,7 @@ impl From<String> for MessageId {
 mod tests {
     use super::*;
 
-    fn kind(result: Result<Validated>) -> Option<ErrorKind> {
+    fn kind(result: Result<()>) -> Option<ErrorKind> {
         result.err().map(|error| error.kind)
     }
 
@@ -411,6 +431,23 @@ mod tests {
                 None,
                 "{name:?}"
             );
+        }
+    }
+
+    #[test]
+    fn the_time_it_was_due_is_no_header() {
+        let headers: Headers =
+            [("a", "b"), (observe::DELIVER_AT, "2026-01-02T03:04:05.678Z")].into_iter().collect();
+        let mut sent = Message::new("m");
+        sent.set_header("a", "b");
+        sent.set_header(observe::DELIVER_AT, "2026-01-02T03:04:05.678Z");
+        assert_eq!(sent.headers().len(), 2, "it travels as one");
+        for received in [Message::new("m").with_headers(headers), sent.into_stored()] {
+            assert_eq!(received.headers().iter().collect::<Vec<_>>(), [("a", "b")]);
+            assert_eq!(received.deliver_at().unwrap().timestamp_millis(), 1_767_323_045_678);
+            assert_eq!(kind(received.validate(&Limits::default())), None, "it can be passed on");
+            let on = received.as_travelling();
+            assert_eq!(on.header(observe::DELIVER_AT), Some("2026-01-02T03:04:05.678Z"));
         }
     }
 

@@ -187,9 +187,7 @@ impl<B: Backend> Producer<B> {
         message: &mut Message,
         deliver_at: Option<DateTime<Utc>>,
     ) -> Result<()> {
-        if message.validate(self.inner.capabilities.limits())?.has_due_time {
-            message.drop_due_time();
-        }
+        message.validate(self.inner.capabilities.limits())?;
         if let Some(deliver_at) = deliver_at {
             self.check_horizon(deliver_at)?;
         }

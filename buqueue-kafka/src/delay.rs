@@ -563,14 +563,15 @@ fn send_one(
     let left = delayed.due - now();
     let left = Duration::from_millis(u64::try_from(left).unwrap_or(0));
     let to = if left.is_zero() { &delayed.target } else { topic };
+    let message = record.message.as_travelling();
     let mut next = BaseRecord::<str, [u8]>::to(to);
     next.key = record.message.routing_key();
     next.payload = Some(record.message.payload());
     if left.is_zero() {
-        next.headers = convert::headers(&record.message, record.story, None);
+        next.headers = convert::headers(&message, record.story, None);
     } else {
         next.partition = Some(levels::level(left));
-        next.headers = convert::headers(&record.message, record.story, Some(delayed));
+        next.headers = convert::headers(&message, record.story, Some(delayed));
     }
     producer.send(next).map(|()| left.is_zero()).map_err(|(error, _)| error)
 }

@@ -293,6 +293,7 @@ impl Forwarder {
         // By the clock of SQS, so that the time of the steps themselves is not added.
         let wait = incoming.due().map_or(Wait::FromSent(left), Wait::Until);
         let Incoming { message, beside, receipt, .. } = incoming;
+        let message = message.as_travelling();
         let (made, moved) = if left == 0 {
             let made = scheduler.last_step(&message, &beside);
             (made.map(|outgoing| (outgoing, &scheduler.to_target)), Moved::ToTarget)

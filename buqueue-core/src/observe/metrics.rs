@@ -9,9 +9,9 @@ use chrono::{DateTime, Utc};
 use opentelemetry::metrics::{Counter, Gauge, Histogram, UpDownCounter};
 use opentelemetry::{KeyValue, global};
 
-use super::{DELIVER_AT, Operation, Outcome};
+use super::{Operation, Outcome};
+use crate::QueueStats;
 use crate::driver::Activity;
-use crate::{Message, QueueStats};
 
 /// The boundaries that the conventions ask for, in seconds.
 const BOUNDARIES: [f64; 14] =
@@ -163,15 +163,14 @@ impl Meter {
     }
 
     /// What a message that is handed out tells of its way here.
-    pub(super) fn delivered(&self, message: &Message, delivery_count: u32) {
+    pub(super) fn delivered(&self, due: Option<DateTime<Utc>>, delivery_count: u32) {
         if delivery_count > 1 {
             self.redelivered.add(1, &self.queue);
             return;
         }
-        let due = message.header(DELIVER_AT).and_then(|at| DateTime::parse_from_rfc3339(at).ok());
         if let Some(due) = due {
             // Two clocks: one that is behind makes no message early.
-            let late = (Utc::now() - due.to_utc()).to_std().unwrap_or_default();
+            let late = (Utc::now() - due).to_std().unwrap_or_default();
             self.lateness.record(late.as_secs_f64(), &self.queue);
         }
     }

@@ -30,6 +30,10 @@ pub(crate) use trace::{Processing, Receiving};
 /// When a scheduled message is due. Written by `send_at` where the feature `metrics` is on, read to tell how late it came.
 pub(crate) const DELIVER_AT: &str = "buqueue-deliver-at";
 
+pub(crate) fn due_time(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
 /// Whether anything is measured here.
 pub(crate) const MEASURED: bool = cfg!(feature = "metrics");
 
@@ -211,7 +215,8 @@ impl Scope {
         received: &crate::driver::Received,
         delivery_count: u32,
     ) -> Processing {
-        self.meter.delivered(received.lease.message(received.index), received.delivery_count);
+        let due = received.lease.message(received.index).deliver_at();
+        self.meter.delivered(due, received.delivery_count);
         self.spans.process(receiving, received, delivery_count)
     }
 
@@ -434,7 +439,7 @@ impl Sending<'_> {
         }
         if MEASURED && let Some(at) = deliver_at {
             // A time that has passed means now.
-            let at = at.max(Utc::now()).to_rfc3339_opts(SecondsFormat::Millis, true);
+            let at = due_time(at.max(Utc::now()));
             if DELIVER_AT.len() + at.len() <= room(message) {
                 message.set_header(DELIVER_AT, &at);
             }

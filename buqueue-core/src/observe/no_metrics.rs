@@ -1,8 +1,10 @@
 //! What `metrics.rs` is where the feature `metrics` is off: nothing.
 
+use chrono::{DateTime, Utc};
+
 use super::{Operation, Outcome};
+use crate::QueueStats;
 use crate::driver::Activity;
-use crate::{Message, QueueStats};
 
 #[derive(Debug)]
 pub(crate) struct Meter;
@@ -41,7 +43,7 @@ impl Meter {
     pub(super) fn in_flight(&self, _: usize, _: bool) {}
 
     #[inline]
-    pub(super) fn delivered(&self, _: &Message, _: u32) {}
+    pub(super) fn delivered(&self, _: Option<DateTime<Utc>>, _: u32) {}
 
     #[inline]
     pub(super) fn processed(&self, _: &Started, _: &Started, _: Outcome) {}
