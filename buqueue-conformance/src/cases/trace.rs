@@ -429,7 +429,7 @@ pub async fn nothing_private_is_said<H: Harness>(cx: &Ctx<H>) -> Outcome {
 
     // A broken connection, under a consumer that waits.
     if let Ok(proxy) = cx.proxy().await {
-        let setup = cx.setup();
+        let setup = cx.leased();
         let mut consumer = cx.consumer(&setup.via(proxy.addr())).await;
         let producer = cx.producer(&setup).await;
         let cutting = async {
