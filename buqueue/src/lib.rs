@@ -1,4 +1,5 @@
-#![doc = include_str!("../../README.md")]
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use buqueue_core::*;
 
@@ -6,7 +7,7 @@ pub mod prelude;
 
 /// The guide, compiled.
 #[cfg(all(doctest, feature = "tracing", feature = "metrics"))]
-#[doc = include_str!("../../OBSERVING.md")]
+#[doc = include_str!("../OBSERVING.md")]
 mod observing {}
 
 /// The in-memory backend, for tests and small programs (feature `memory`).

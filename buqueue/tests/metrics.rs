@@ -325,7 +325,7 @@ async fn every_instrument_is_documented() {
     drop(consumer);
     let ended = tokio::time::timeout(Duration::from_secs(10), reporting).await;
     ended.expect("the report ends with its consumer").unwrap();
-    let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../OBSERVING.md")).unwrap();
+    let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/OBSERVING.md")).unwrap();
     let rows = guide.lines().skip_while(|line| !line.starts_with("| instrument ")).skip(2);
     let documented: BTreeSet<String> = rows
         .map_while(|row| row.strip_prefix("| `")?.split_once('`'))

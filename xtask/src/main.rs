@@ -3,9 +3,12 @@
 mod bench;
 mod brokers;
 mod error;
+mod features;
+mod package;
 mod process;
 mod story;
 mod test;
+mod weight;
 
 use std::process::ExitCode;
 
@@ -24,6 +27,14 @@ const COMMANDS: &[Command] = &[
     Command { name: "brokers", arguments: brokers::ARGUMENTS, about: brokers::ABOUT, run: brokers::command },
     Command { name: "story", arguments: story::ARGUMENTS, about: story::ABOUT, run: story::command },
     Command { name: "bench", arguments: bench::ARGUMENTS, about: bench::ABOUT, run: bench::command },
+    Command {
+        name: "features",
+        arguments: features::ARGUMENTS,
+        about: features::ABOUT,
+        run: features::command,
+    },
+    Command { name: "package", arguments: package::ARGUMENTS, about: package::ABOUT, run: package::command },
+    Command { name: "weight", arguments: weight::ARGUMENTS, about: weight::ABOUT, run: weight::command },
 ];
 
 fn main() -> ExitCode {

@@ -11,6 +11,7 @@ use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
 use crate::process::{find_program, note, say};
 use crate::story;
+use crate::weight;
 
 pub const ARGUMENTS: &str = "[--runs N] [--conformance] [--broker NAME [--version V]] [FILTER]";
 pub const ABOUT: &str =
@@ -245,15 +246,7 @@ pub fn root() -> &'static Path {
 /// No backend pulls another's client, and the plain facade pulls next to nothing.
 fn dependency_tree() -> Result<String> {
     let crates = |features: &str| -> Result<Vec<String>> {
-        let mut tree =
-            cargo(&["tree", "-p", "buqueue", "-e", "normal", "--prefix", "none", "--format", "{p}"]);
-        tree.args(["--no-default-features", "--features", features]);
-        let text = crate::process::output(&mut tree)?;
-        let mut names: Vec<String> =
-            text.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
-        names.sort();
-        names.dedup();
-        Ok(names)
+        Ok(weight::crates(features, "normal")?.into_iter().map(|(name, _)| name).collect())
     };
     let memory = crates("memory")?;
     for foreign in ["redis", "syn", "tracing", "opentelemetry", "tracing-opentelemetry"] {
