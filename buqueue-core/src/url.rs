@@ -114,10 +114,15 @@ impl<'a> UrlParts<'a> {
     /// # Errors
     /// [`InvalidConfig`](ErrorKind::InvalidConfig) where it is missing, with the example, or its percent-encoding is broken.
     pub fn name(&self, field: &str, example: &str) -> Result<String> {
-        if self.path.is_empty() {
-            return Err(missing(field, example));
-        }
-        percent::decode(self.path).ok_or_else(|| invalid(format!("{field}: {BROKEN}")))
+        name(self.path, field, example)
+    }
+
+    /// The host as the name that `field` takes, where nothing is connected to.
+    ///
+    /// # Errors
+    /// As [`name`](Self::name).
+    pub fn host_name(&self, field: &str, example: &str) -> Result<String> {
+        name(self.hosts, field, example)
     }
 }
 
@@ -305,6 +310,13 @@ macro_rules! whole_numbers {
 }
 
 whole_numbers!(i32 i64 u16 u32 u64 usize);
+
+fn name(raw: &str, field: &str, example: &str) -> Result<String> {
+    if raw.is_empty() {
+        return Err(missing(field, example));
+    }
+    percent::decode(raw).ok_or_else(|| invalid(format!("{field}: {BROKEN}")))
+}
 
 fn missing(field: &str, example: &str) -> BuqueueError {
     invalid(format!("{field}: is missing in the URL, as in {example}"))
