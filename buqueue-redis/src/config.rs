@@ -18,6 +18,7 @@ const READ_COUNT_MAX: usize = 10_000;
 ///
 /// The struct is closed: it has exactly these fields. Further options are on [`RedisBuilderExt`].
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct RedisConfig {
     /// Where the server is:
     ///
@@ -44,6 +45,7 @@ pub struct RedisConfig {
     pub block_ms: u64,
     /// The lease: a message that is not settled this long after it was read goes to somebody else. Set it well
     /// above the longest time a handler needs.
+    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub pending_timeout: Duration,
 }
 
@@ -263,7 +265,7 @@ impl fmt::Debug for Sentinels {
 }
 
 const SENTINEL_PORT: u16 = 26379;
-const SCHEMES: [&str; 7] =
+pub(crate) const SCHEMES: [&str; 7] =
     ["redis", "rediss", "valkey", "valkeys", "redis+unix", "redis+sentinel", "rediss+sentinel"];
 
 impl Endpoint {
