@@ -9,6 +9,9 @@ use crate::MemoryBroker;
 ///
 /// `MemoryConfig::default()` is a fresh, private broker. Clones of a config share its broker, so a second queue (a
 /// dead letter queue, say) of the same broker is `MemoryConfig { queue: "other".into(), ..config.clone() }`.
+///
+/// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. As the configuration of
+/// any backend it cannot be written: most hold credentials, and what can be written gets logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct MemoryConfig {

@@ -17,6 +17,9 @@ const READ_COUNT_MAX: usize = 10_000;
 /// Where the stream is, and how it is read.
 ///
 /// The struct is closed: it has exactly these fields. Further options are on [`RedisBuilderExt`].
+///
+/// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
+/// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct RedisConfig {
