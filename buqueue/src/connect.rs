@@ -79,10 +79,30 @@ fn open(url: &str) -> Result<AnyBuilder> {
             use crate::memory::{MemoryBackend, MemoryConfig};
             Ok(MemoryBackend::builder(MemoryConfig::from_url(url)?).into())
         }
+        #[cfg(feature = "kafka")]
+        Some((_, "kafka")) => {
+            use crate::kafka::{KafkaBackend, KafkaConfig};
+            Ok(KafkaBackend::builder(KafkaConfig::from_url(url)?).into())
+        }
+        #[cfg(feature = "nats")]
+        Some((_, "nats")) => {
+            use crate::nats::{NatsBackend, NatsConfig};
+            Ok(NatsBackend::builder(NatsConfig::from_url(url)?).into())
+        }
+        #[cfg(feature = "rabbitmq")]
+        Some((_, "rabbitmq")) => {
+            use crate::rabbitmq::{RabbitMqBackend, RabbitMqConfig};
+            Ok(RabbitMqBackend::builder(RabbitMqConfig::from_url(url)?).into())
+        }
         #[cfg(feature = "redis")]
         Some((_, "redis")) => {
             use crate::redis::{RedisBackend, RedisConfig};
             Ok(RedisBackend::builder(RedisConfig::from_url(url)?).into())
+        }
+        #[cfg(feature = "sqs")]
+        Some((_, "sqs")) => {
+            use crate::sqs::{SqsBackend, SqsConfig};
+            Ok(SqsBackend::builder(SqsConfig::from_url(url)?).into())
         }
         Some((scheme, feature)) => Err(invalid(format!("url: {scheme}:// needs the feature {feature:?}"))),
         // It may be anything, half a password included.
