@@ -163,22 +163,21 @@ mod files {
     use serde::de::DeserializeOwned;
     use serde_json::{Value, json};
 
-    fn read<T: DeserializeOwned>(value: Value) -> Result<T, String> {
+    fn read<T: DeserializeOwned>(value: &Value) -> Result<T, String> {
         // From text: a deserializer of values has other ways.
         serde_json::from_str(&value.to_string()).map_err(|error| error.to_string())
     }
 
     /// A file and a URL say the same; nothing has to be said; and what nobody knows is refused.
     fn holds<T: DeserializeOwned + Default + Debug + PartialEq>(
-        file: Value,
+        mut file: Value,
         url: Result<T, BuqueueError>,
         fields: &[&str],
     ) {
-        let mut unknown = file.clone();
-        assert_eq!(read::<T>(file).unwrap(), url.unwrap());
-        assert_eq!(read::<T>(json!({})).unwrap(), T::default());
-        unknown["canary"] = json!("secret");
-        let error = read::<T>(unknown).unwrap_err();
+        assert_eq!(read::<T>(&file).unwrap(), url.unwrap());
+        assert_eq!(read::<T>(&json!({})).unwrap(), T::default());
+        file["canary"] = json!("secret");
+        let error = read::<T>(&file).unwrap_err();
         assert!(error.contains("unknown field `canary`") && !error.contains("secret"), "{error}");
         for field in fields {
             assert!(error.contains(&format!("`{field}`")), "{field} is not listed: {error}");
@@ -189,14 +188,14 @@ mod files {
     fn memory() {
         let file =
             json!({ "queue": "orders", "capacity": 7, "lease": "1m30s", "deduplication_window": "0s" });
-        let read = read::<MemoryConfig>(file).unwrap();
+        let read = read::<MemoryConfig>(&file).unwrap();
         let url =
             MemoryConfig::from_url("memory://orders?capacity=7&lease=90s&deduplication_window=0s").unwrap();
         // Brokers are never the same, and cannot be named.
         assert_ne!(read, url);
         assert_eq!(MemoryConfig { broker: url.broker.clone(), ..read }, url);
         for file in [json!({ "broker": "orders" }), json!({ "canary": 1 })] {
-            assert!(super::files::read::<MemoryConfig>(file).unwrap_err().contains("unknown field"));
+            assert!(super::files::read::<MemoryConfig>(&file).unwrap_err().contains("unknown field"));
         }
     }
 
@@ -224,7 +223,7 @@ mod files {
         );
         // A password of digits, without its quotes.
         let sasl = json!({ "mechanism": "plain", "username": "u", "password": 4711 });
-        let error = read::<KafkaConfig>(json!({ "security": { "sasl": sasl } })).unwrap_err();
+        let error = read::<KafkaConfig>(&json!({ "security": { "sasl": sasl } })).unwrap_err();
         assert!(error.contains("must be a string") && !error.contains("4711"), "{error}");
     }
 
@@ -261,7 +260,7 @@ mod files {
             ),
             &["url", "jetstream", "durable_consumer", "ack_wait"],
         );
-        let error = read::<NatsConfig>(json!({ "jetstream": { "canary": 1 } })).unwrap_err();
+        let error = read::<NatsConfig>(&json!({ "jetstream": { "canary": 1 } })).unwrap_err();
         assert!(error.contains("unknown field `canary`"), "{error}");
     }
 
@@ -286,7 +285,7 @@ mod files {
             ),
             &["url", "queue", "exchange", "prefetch_count"],
         );
-        let error = read::<RabbitMqConfig>(json!({ "exchange": { "kind": "Topic" } })).unwrap_err();
+        let error = read::<RabbitMqConfig>(&json!({ "exchange": { "kind": "Topic" } })).unwrap_err();
         assert!(error.contains("`topic`"), "{error}");
     }
 
@@ -308,7 +307,7 @@ mod files {
             ),
             &["url", "stream", "group", "pending_timeout"],
         );
-        let error = read::<RedisConfig>(json!({ "pending_timeout": 60 })).unwrap_err();
+        let error = read::<RedisConfig>(&json!({ "pending_timeout": 60 })).unwrap_err();
         assert!(error.contains("a duration as in \"30s\""), "{error}");
     }
 
@@ -330,10 +329,10 @@ mod files {
             ),
             &["queue_url", "region", "visibility_timeout", "wait_time"],
         );
-        let queue_default = read::<SqsConfig>(json!({ "visibility_timeout": "queue_default" })).unwrap();
+        let queue_default = read::<SqsConfig>(&json!({ "visibility_timeout": "queue_default" })).unwrap();
         let url = "sqs://h/1/orders?visibility_timeout=queue_default";
         assert_eq!(queue_default.visibility_timeout, SqsConfig::from_url(url).unwrap().visibility_timeout);
-        let error = read::<SqsConfig>(json!({ "visibility_timeout": "1500ms" })).unwrap_err();
+        let error = read::<SqsConfig>(&json!({ "visibility_timeout": "1500ms" })).unwrap_err();
         assert!(error.contains("visibility_timeout: must be queue_default"), "{error}");
     }
 
@@ -341,11 +340,11 @@ mod files {
     fn dead_letters() {
         let file = json!({ "destination": "dead", "max_receive_count": 3 });
         let expected = DlqConfig { destination: "dead".to_owned(), max_receive_count: 3 };
-        assert_eq!(read::<DlqConfig>(file).unwrap(), expected);
+        assert_eq!(read::<DlqConfig>(&file).unwrap(), expected);
         assert!(
-            read::<DlqConfig>(json!({ "destination": "dead" })).unwrap_err().contains("max_receive_count")
+            read::<DlqConfig>(&json!({ "destination": "dead" })).unwrap_err().contains("max_receive_count")
         );
         let file = json!({ "destination": "dead", "max_receive_count": 3, "canary": 1 });
-        assert!(read::<DlqConfig>(file).unwrap_err().contains("unknown field `canary`"));
+        assert!(read::<DlqConfig>(&file).unwrap_err().contains("unknown field `canary`"));
     }
 }
