@@ -9,7 +9,9 @@ use crate::dlq::DeadLetters;
 use crate::driver::{Backend, Consumer as _};
 use crate::observe::Scope;
 use crate::shutdown::Shared;
-use crate::{BuqueueError, Consumer, DlqConfig, Producer, QueueConsumer, QueueProducer, Result};
+use crate::{
+    BuqueueError, Capabilities, Consumer, DlqConfig, Producer, QueueConsumer, QueueProducer, Result,
+};
 
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -122,6 +124,11 @@ impl<B: Backend, Dispatch> QueueBuilder<B, Dispatch> {
     pub fn configure(mut self, change: impl FnOnce(&mut B::Config)) -> Self {
         change(&mut self.config);
         self
+    }
+
+    /// What this backend can do in this configuration, as far as that can be told without the broker.
+    pub fn capabilities(&self) -> Capabilities {
+        B::capabilities(&self.config)
     }
 
     async fn pair(self) -> Result<(Producer<B>, Consumer<B>)> {

@@ -17,7 +17,10 @@ use crate::{BuqueueError, ErrorKind, Message, MessageId, QueueFuture, QueueStats
 ///
 /// A dead letter queue is an ordinary queue; read it with an ordinary consumer, and send a message back with
 /// [`Delivery::redrive`](crate::Delivery::redrive).
+///
+/// With the feature `serde` it can be read from a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
 pub struct DlqConfig {
     /// The queue (topic, stream, URL) that dead letters go to, named as in the backend's own config.
     pub destination: String,

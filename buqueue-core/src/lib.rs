@@ -5,7 +5,8 @@
 //! * **For applications:** [`Message`], [`Delivery`], [`QueueProducer`], [`QueueConsumer`], [`Producer`],
 //!   [`Consumer`], [`DeliveryStream`], [`ShutdownHandle`], [`DlqConfig`], [`BuqueueError`].
 //! * **For backend authors:** [`driver`], the seam a broker's adapter implements, and the tools it may use:
-//!   [`Backoff`], [`Coalescer`], [`Mailbox`], [`FirstFailures`] and [`percent`].
+//!   [`Backoff`], [`Coalescer`], [`Mailbox`], [`FirstFailures`], [`percent`], and [`url`], [`duration`] and [`secret`]
+//!   for configurations.
 //! * **Between the two**, private: validation, the dead letter verdict, in-flight accounting, shutdown and
 //!   streams, each written once.
 //!
@@ -20,6 +21,7 @@ mod consumer;
 mod delivery;
 mod dlq;
 pub mod driver;
+pub mod duration;
 mod error;
 mod failures;
 mod future;
@@ -29,10 +31,12 @@ mod message;
 mod observe;
 pub mod percent;
 mod producer;
+pub mod secret;
 mod shutdown;
 mod stats;
 mod stream;
 mod unique;
+pub mod url;
 
 pub use backoff::Backoff;
 pub use builder::{Dynamic, QueueBuilder, Static};

@@ -15,7 +15,11 @@ const LONGEST_SESSION: Duration = Duration::from_secs(60 * 60);
 const LONGEST_TOPIC: usize = 249;
 
 /// Which brokers, which topic, and how this service reads it.
+///
+/// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
+/// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct KafkaConfig {
     /// Some of the brokers, as `host:port`; the client learns of the others from them.
     pub brokers: Vec<String>,
@@ -73,6 +77,7 @@ impl fmt::Debug for KafkaConfig {
 
 /// Where a group begins that has not read the topic yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum OffsetReset {
     /// With the first message that is there.
     Earliest,
@@ -83,6 +88,7 @@ pub enum OffsetReset {
 
 /// How producers compress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum CompressionType {
     /// Not at all.
     #[default]
@@ -98,7 +104,7 @@ pub enum CompressionType {
 }
 
 impl CompressionType {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Gzip => "gzip",
@@ -111,6 +117,7 @@ impl CompressionType {
 
 /// Encryption and credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct KafkaSecurity {
     /// Encrypts the connection. Default: not.
     pub tls: Option<KafkaTls>,
@@ -120,6 +127,7 @@ pub struct KafkaSecurity {
 
 /// Encryption.
 #[derive(Clone, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct KafkaTls {
     /// The file of the authorities to trust, PEM. Default: those of the system.
     pub ca_file: Option<String>,
@@ -135,12 +143,14 @@ impl fmt::Debug for KafkaTls {
 
 /// A user and password by SASL.
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
 pub struct KafkaSasl {
     /// How the password is shown to the brokers.
     pub mechanism: SaslMechanism,
     /// The user.
     pub username: String,
     /// The password.
+    #[cfg_attr(feature = "serde", serde(deserialize_with = "buqueue_core::secret::deserialize"))]
     pub password: String,
 }
 
@@ -152,6 +162,7 @@ impl fmt::Debug for KafkaSasl {
 
 /// How a password is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum SaslMechanism {
     /// As it is; use it with TLS only.
     Plain,

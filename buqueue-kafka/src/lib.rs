@@ -17,6 +17,8 @@
 //! # Ok(()) }
 //! ```
 //!
+//! As a URL ([`KafkaConfig::from_url`]): `kafka://one:9092,two:9092/orders?group_id=billing`.
+//!
 //! # How buqueue's words map
 //!
 //! | buqueue | Kafka |
@@ -153,6 +155,7 @@ mod session;
 mod stats;
 mod topology;
 mod tracker;
+mod url;
 mod watch;
 
 pub use backend::KafkaBackend;

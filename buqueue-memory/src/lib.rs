@@ -33,6 +33,8 @@
 //! delivery.ack().await?;
 //! # Ok(()) }
 //! ```
+//!
+//! As a URL ([`MemoryConfig::from_url`]): `memory://orders?capacity=1000`.
 
 mod backend;
 mod broker;

@@ -17,7 +17,11 @@ const SERVER_MAX_PAYLOAD: usize = 1024 * 1024;
 /// Which servers, which stream, and how this service reads it.
 ///
 /// The struct is closed: it has exactly these fields. Further options are on [`NatsBuilderExt`].
+///
+/// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
+/// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct NatsConfig {
     /// Where the servers are: one URL, or several separated by commas. `nats://host:port`, `tls://host:port`; a user
     /// and password, or a token, go before the host: `nats://user:password@host`, `nats://token@host`.
@@ -37,6 +41,7 @@ pub struct NatsConfig {
     pub ack_policy: AckPolicy,
     /// The lease: a message that is not settled this long after it was delivered is delivered again. Set it well above
     /// the longest time a handler needs.
+    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub ack_wait: Duration,
     /// How many messages all consumers of the durable together may hold unsettled; -1 means unlimited.
     pub max_ack_pending: i64,
@@ -76,6 +81,7 @@ impl fmt::Debug for NatsConfig {
 
 /// The stream: the log that keeps the messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct JetStreamConfig {
     /// The stream's name, unique in the account: no spaces, no `.`, `*`, `>`, `/`, `\`.
     pub stream_name: String,
@@ -86,6 +92,7 @@ pub struct JetStreamConfig {
     /// Where the server keeps the messages.
     pub storage: StorageType,
     /// Messages older than this are deleted, processed or not; zero keeps them for ever.
+    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub max_age: Duration,
     /// When messages are deleted.
     pub retention: RetentionPolicy,
@@ -98,6 +105,7 @@ pub struct JetStreamConfig {
     /// On how many servers of a cluster the stream lies.
     pub num_replicas: usize,
     /// How long the stream remembers deduplication ids. Capped at `max_age`.
+    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub duplicate_window: Duration,
     /// What a full stream does; of no meaning without `max_messages` or `max_bytes`. The server has no schedules in a
     /// stream that is limited and refuses: `send_at` then goes by a second stream.
@@ -125,6 +133,7 @@ impl Default for JetStreamConfig {
 
 /// Where the server keeps the messages of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum StorageType {
     /// In files: they survive a restart of the server.
     #[default]
@@ -135,6 +144,7 @@ pub enum StorageType {
 
 /// When messages of a stream are deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum RetentionPolicy {
     /// When the limits of size, age or number are reached: a log that several durables read.
     Limits,
@@ -147,6 +157,7 @@ pub enum RetentionPolicy {
 
 /// What a full stream does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum DiscardPolicy {
     /// Refuses new messages (`Throttled`), and loses none.
     #[default]
@@ -157,6 +168,7 @@ pub enum DiscardPolicy {
 
 /// Where a durable consumer begins when it is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum DeliverPolicy {
     /// With what is sent after it was created.
     #[default]
@@ -169,6 +181,7 @@ pub enum DeliverPolicy {
 
 /// Who says that a message is processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum AckPolicy {
     /// Each message is acked.
     #[default]
@@ -421,7 +434,7 @@ pub(crate) fn check_name(field: &str, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn servers(url: &str) -> Result<Vec<ServerAddr>> {
+pub(crate) fn servers(url: &str) -> Result<Vec<ServerAddr>> {
     if url.trim().is_empty() {
         return Err(invalid("url: must not be empty"));
     }

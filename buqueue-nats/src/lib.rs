@@ -21,6 +21,8 @@
 //! # Ok(()) }
 //! ```
 //!
+//! As a URL ([`NatsConfig::from_url`]): `nats://host:4222/ORDERS?durable_consumer=billing&subjects=orders.>`.
+//!
 //! # How buqueue's words map
 //!
 //! | buqueue | JetStream |
@@ -108,6 +110,7 @@ mod stats;
 mod subject;
 mod telling;
 mod topology;
+mod url;
 
 pub use backend::NatsBackend;
 pub use config::{

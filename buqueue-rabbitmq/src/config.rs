@@ -13,7 +13,11 @@ use crate::RabbitMqBackend;
 pub(crate) const SHORT_MAX: usize = 255;
 
 /// Which broker, which queue, and how it is reached.
+///
+/// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
+/// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct RabbitMqConfig {
     /// Where the broker is: `amqp://user:password@host:port/vhost`, or `amqps://…` over TLS. The vhost `/` is written
     /// `%2F`.
@@ -29,6 +33,7 @@ pub struct RabbitMqConfig {
     /// The exchange that is published to, and how the queue is bound to it; `None` publishes to the queue itself.
     pub exchange: Option<ExchangeConfig>,
     /// How long connecting may take until it fails with `ConnectionLost`.
+    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub connection_timeout: Duration,
     /// The most messages that a consumer holds unsettled. It works up to that while its handlers are fast.
     pub prefetch_count: u16,
@@ -67,6 +72,7 @@ impl fmt::Debug for RabbitMqConfig {
 
 /// How the broker keeps a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum QueueType {
     /// On one node.
     Classic,
@@ -88,6 +94,7 @@ impl QueueType {
 ///
 /// The struct is closed: it has exactly these fields.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
 pub struct ExchangeConfig {
     /// The exchange's name. Declared when it does not exist; compared when it does.
     pub name: String,
@@ -102,6 +109,7 @@ pub struct ExchangeConfig {
 
 /// How an exchange routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum ExchangeKind {
     /// By the very key.
     Direct,
@@ -167,9 +175,7 @@ impl RabbitMqOptions {
     /// Checks what can be checked without the broker.
     pub(crate) fn validate(&self) -> Result<AMQPUri> {
         let config = &self.config;
-        // Neither the URL nor the parser's words: they may hold a password.
-        let mut uri: AMQPUri =
-            config.url.parse().map_err(|_| invalid("url: is no amqp:// or amqps:// URL"))?;
+        let mut uri = parse(&config.url)?;
         check_name("queue", &config.queue)?;
         check_name("delay_prefix", &self.delay_prefix)?;
         if self.delay_prefix.len() > 100 {
@@ -203,6 +209,11 @@ impl RabbitMqOptions {
     pub(crate) fn is_tls(uri: &AMQPUri) -> bool {
         uri.scheme == AMQPScheme::AMQPS
     }
+}
+
+pub(crate) fn parse(url: &str) -> Result<AMQPUri> {
+    // Neither the URL nor the parser's words: they may hold a password.
+    url.parse().map_err(|_| invalid("url: is no amqp:// or amqps:// URL"))
 }
 
 /// The pairs of a headers binding; `x-match` first.

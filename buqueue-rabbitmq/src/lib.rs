@@ -22,6 +22,8 @@
 //! # Ok(()) }
 //! ```
 //!
+//! As a URL ([`RabbitMqConfig::from_url`]): `amqps://user:password@host:5671/vhost?queue=orders`.
+//!
 //! # How buqueue's words map
 //!
 //! | buqueue | RabbitMQ |
@@ -104,6 +106,7 @@ mod producer;
 mod publisher;
 mod reader;
 mod topology;
+mod url;
 
 pub use backend::RabbitMqBackend;
 pub use config::{

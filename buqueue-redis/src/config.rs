@@ -17,7 +17,11 @@ const READ_COUNT_MAX: usize = 10_000;
 /// Where the stream is, and how it is read.
 ///
 /// The struct is closed: it has exactly these fields. Further options are on [`RedisBuilderExt`].
+///
+/// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
+/// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct RedisConfig {
     /// Where the server is:
     ///
@@ -44,6 +48,7 @@ pub struct RedisConfig {
     pub block_ms: u64,
     /// The lease: a message that is not settled this long after it was read goes to somebody else. Set it well
     /// above the longest time a handler needs.
+    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub pending_timeout: Duration,
 }
 
@@ -263,7 +268,7 @@ impl fmt::Debug for Sentinels {
 }
 
 const SENTINEL_PORT: u16 = 26379;
-const SCHEMES: [&str; 7] =
+pub(crate) const SCHEMES: [&str; 7] =
     ["redis", "rediss", "valkey", "valkeys", "redis+unix", "redis+sentinel", "rediss+sentinel"];
 
 impl Endpoint {

@@ -20,6 +20,8 @@
 //! # Ok(()) }
 //! ```
 //!
+//! As a URL ([`RedisConfig::from_url`]): `rediss://user:password@host:6379/0?stream=orders&group=billing`.
+//!
 //! Tested with Redis 7.0; needs the commands of 6.2, which Valkey has too. One server, sentinels, or a cluster ([`RedisBuilderExt::cluster_nodes`]).
 //!
 //! # How buqueue's words map
@@ -99,6 +101,7 @@ mod reclaim;
 mod schedule;
 mod scripts;
 mod stats;
+mod url;
 
 pub use backend::RedisBackend;
 pub use config::{RedisBuilderExt, RedisConfig, RedisOptions};

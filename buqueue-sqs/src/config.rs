@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{ProvideCredentials, SharedCredentialsProvider};
-use buqueue_core::{BuqueueError, ErrorKind, QueueBuilder, Result};
+use buqueue_core::{BuqueueError, ErrorKind, QueueBuilder, Result, duration};
 
 use crate::SqsBackend;
 
@@ -20,7 +20,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(20);
 ///
 /// Credentials are none of its business: they come from the standard chain of the AWS SDK (environment, profile,
 /// container or instance role), or from [`SqsBuilderExt::credentials_provider`].
+///
+/// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. As the configuration of
+/// any backend it cannot be written: most hold credentials, and what can be written gets logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct SqsConfig {
     /// The whole URL of the queue. A name that ends in `.fifo` makes it a FIFO queue.
     pub queue_url: String,
@@ -35,6 +39,7 @@ pub struct SqsConfig {
     pub endpoint_url: Option<String>,
     /// How long one request waits at the service for a message, in whole seconds from 1 to 20. Default: 5 s. More costs
     /// fewer requests on an idle queue, and takes as much longer to notice a connection that has silently died.
+    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub wait_time: Duration,
     /// Whether a standard queue is told the routing key as its message group, so that it serves all keys fairly. Of
     /// no meaning on FIFO queues, which always are. Default: no.
@@ -60,12 +65,32 @@ impl Default for SqsConfig {
 }
 
 /// How long a received message is hidden from other consumers.
+///
+/// As text, in files and URLs: a duration of whole seconds as in `30s` or `5m`, or `queue_default`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(try_from = "String"))]
 pub enum VisibilityTimeout {
     /// So many seconds, 1 to 43 200 (12 hours).
     Seconds(u32),
     /// As the queue itself says.
     QueueDefault,
+}
+
+impl TryFrom<String> for VisibilityTimeout {
+    type Error = BuqueueError;
+
+    fn try_from(text: String) -> Result<Self> {
+        if text == "queue_default" {
+            return Ok(Self::QueueDefault);
+        }
+        let duration = duration::parse(&text).filter(|duration| duration.subsec_nanos() == 0);
+        match duration.map(|duration| u32::try_from(duration.as_secs())) {
+            Some(Ok(seconds)) => Ok(Self::Seconds(seconds)),
+            _ => Err(invalid(format!(
+                "visibility_timeout: must be queue_default, or whole seconds as in \"30s\" or \"5m\", is {text:?}"
+            ))),
+        }
+    }
 }
 
 /// [`SqsConfig`], and what the builder adds to it.
@@ -214,7 +239,7 @@ pub(crate) struct QueueUrl {
     /// Where requests go, when the host is none of AWS's own.
     pub(crate) endpoint: Option<String>,
     /// As the host says, when it is one of AWS's own.
-    region: Option<String>,
+    pub(crate) region: Option<String>,
 }
 
 const FIFO: &str = ".fifo";

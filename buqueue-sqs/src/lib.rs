@@ -17,6 +17,8 @@
 //! # Ok(()) }
 //! ```
 //!
+//! As a URL ([`SqsConfig::from_url`]): `sqs://sqs.eu-west-1.amazonaws.com/123456789012/orders`.
+//!
 //! # How buqueue's words map
 //!
 //! | buqueue | SQS |
@@ -123,6 +125,7 @@ mod settle;
 mod stats;
 mod telling;
 mod topology;
+mod url;
 
 /// The client, for what [`SqsBuilderExt`] takes of it.
 pub use aws_sdk_sqs;

@@ -3,7 +3,10 @@
 
 pub use buqueue_core::*;
 
+mod connect;
 pub mod prelude;
+
+pub use connect::{AnyBuilder, connect};
 
 /// The guide, compiled.
 #[cfg(all(doctest, feature = "tracing", feature = "metrics"))]

@@ -1,0 +1,76 @@
+//! Secrets in a file of configuration.
+
+use std::fmt;
+
+use serde::de::{Deserializer, Error, Visitor};
+
+/// For fields of a config: `#[serde(deserialize_with = "buqueue_core::secret::deserialize")]`. A string, as any other; but
+/// where it is none, as a password of digits without its quotes, the error does not show it.
+///
+/// # Errors
+/// The deserializer's, for what is no string.
+pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    // Asked for a string, a deserializer answers by itself where there is none, and quotes what there is.
+    deserializer.deserialize_any(Secret)
+}
+
+struct Secret;
+
+fn refused<E: Error>() -> E {
+    E::custom("must be a string")
+}
+
+impl Visitor<'_> for Secret {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<String, E> {
+        Ok(text.to_owned())
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<String, E> {
+        Ok(text)
+    }
+
+    fn visit_bool<E: Error>(self, _: bool) -> Result<String, E> {
+        Err(refused())
+    }
+
+    fn visit_i64<E: Error>(self, _: i64) -> Result<String, E> {
+        Err(refused())
+    }
+
+    fn visit_i128<E: Error>(self, _: i128) -> Result<String, E> {
+        Err(refused())
+    }
+
+    fn visit_u64<E: Error>(self, _: u64) -> Result<String, E> {
+        Err(refused())
+    }
+
+    fn visit_u128<E: Error>(self, _: u128) -> Result<String, E> {
+        Err(refused())
+    }
+
+    fn visit_f64<E: Error>(self, _: f64) -> Result<String, E> {
+        Err(refused())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_string_is_not_shown() {
+        let read = |json: &str| deserialize(&mut serde_json::Deserializer::from_str(json));
+        assert_eq!(read("\"canary\"").unwrap(), "canary");
+        for json in ["4711", "-4711", "4711.5", "[4711]"] {
+            let error = read(json).unwrap_err().to_string();
+            assert!(error.contains("string") && !error.contains("4711"), "{error}");
+        }
+    }
+}
