@@ -22,7 +22,8 @@ impl RabbitMqConfig {
     /// `amqps://user:password@host:5671/vhost?queue=orders&connection_timeout=5s`.
     ///
     /// What stands before the `?` is handed to the client as it is, and so are its parameters `heartbeat` (in seconds),
-    /// `channel_max`, `frame_max` and `auth_mechanism`. `queue` must be there. An exchange is
+    /// `channel_max`, `frame_max` and `auth_mechanism`. Without a path the vhost is `/`; with an empty one, `host/?…`, it is the
+    /// empty name. `queue` must be there. An exchange is
     /// `exchange.name=events&exchange.kind=topic&exchange.binding_key=orders.%23`, and `exchange.durable=false` where it
     /// shall not survive. What is not there is as in [`default`](Self::default). The options of
     /// [`RabbitMqBuilderExt`](crate::RabbitMqBuilderExt) are not in the URL.
