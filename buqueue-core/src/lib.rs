@@ -5,7 +5,7 @@
 //! * **For applications:** [`Message`], [`Delivery`], [`QueueProducer`], [`QueueConsumer`], [`Producer`],
 //!   [`Consumer`], [`DeliveryStream`], [`ShutdownHandle`], [`DlqConfig`], [`BuqueueError`].
 //! * **For backend authors:** [`driver`], the seam a broker's adapter implements, and the tools it may use:
-//!   [`Backoff`], [`Coalescer`], [`Mailbox`], [`FirstFailures`], [`percent`], and [`url`], [`duration`] and [`secret`]
+//!   [`Backoff`], [`Coalescer`], [`Complaints`], [`Mailbox`], [`FirstFailures`], [`percent`], and [`url`], [`duration`] and [`secret`]
 //!   for configurations.
 //! * **Between the two**, private: validation, the dead letter verdict, in-flight accounting, shutdown and
 //!   streams, each written once.
@@ -17,6 +17,7 @@ mod builder;
 mod burial;
 mod capability;
 mod coalesce;
+mod complaints;
 mod consumer;
 mod delivery;
 mod dlq;
@@ -42,6 +43,7 @@ pub use backoff::Backoff;
 pub use builder::{Dynamic, QueueBuilder, Static};
 pub use capability::{Capabilities, Feature, Limits, Support};
 pub use coalesce::Coalescer;
+pub use complaints::Complaints;
 pub use consumer::{Consumer, ConsumerStats, QueueConsumer};
 pub use delivery::Delivery;
 pub use dlq::DlqConfig;

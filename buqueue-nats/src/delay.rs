@@ -8,19 +8,20 @@ use async_nats::header::HeaderMap;
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
-use buqueue_core::driver::Activity;
-use buqueue_core::{Backoff, BuqueueError, ErrorKind, Result};
+use buqueue_core::driver::{Activity, Backend as _};
+use buqueue_core::{Backoff, BuqueueError, Complaints, ErrorKind, Result};
 use bytes::Bytes;
 use chrono::Utc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::timeout;
 
+use crate::NatsBackend;
 use crate::config::NatsOptions;
 use crate::connection::Link;
 use crate::convert::{self, Info};
 use crate::requests::Requests;
-use crate::telling::{Failing, tell};
+use crate::telling::tell;
 use crate::topology::{self, MOVER};
 
 const BATCH: usize = 200;
@@ -34,13 +35,13 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Runs until its consumer aborts it.
 pub(crate) async fn move_what_is_due(link: Link, options: NatsOptions) {
     let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
-    let mut told = Told { queue: options.config.jetstream.stream_name.clone(), ..Told::default() };
+    let mut told = Told::new(options.config.jetstream.stream_name.clone());
     loop {
         // What goes wrong here mostly shows in the consumer's own calls, which use the same connection.
         let moved = moving(&link, &options, &mut backoff, &mut told).await;
         told.tell_moved();
         if let Err(error) = moved {
-            told.looking.tell(&told.queue, "looking for delayed messages that are due", &error);
+            told.looking.tell(&told.queue, &error);
             tokio::time::sleep(backoff.next_delay()).await;
         }
     }
@@ -55,22 +56,31 @@ enum Placed {
 }
 
 /// What is told of the mover's work.
-#[derive(Default)]
 struct Told {
     queue: String,
-    looking: Failing,
-    publishing: Failing,
+    looking: Complaints,
+    publishing: Complaints,
     /// Moved and not told yet.
     moved: usize,
 }
 
 impl Told {
+    fn new(queue: String) -> Self {
+        let about = |what| Complaints::new(NatsBackend::NAME, what);
+        Self {
+            queue,
+            looking: about("looking for delayed messages that are due"),
+            publishing: about("publishing a delayed message that is due"),
+            moved: 0,
+        }
+    }
+
     fn note(&mut self, placed: Placed) {
         match placed {
             Placed::Waits => {}
             Placed::Moved => self.moved += 1,
             Placed::Failed(error) => {
-                self.publishing.tell(&self.queue, "publishing a delayed message that is due", &error);
+                self.publishing.tell(&self.queue, &error);
             }
         }
     }

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use async_nats::Subject;
 use async_nats::header::HeaderMap;
-use buqueue_core::driver::Lease;
-use buqueue_core::{BuqueueError, ErrorKind, FirstFailures, Message, MessageId, QueueFuture, Result};
+use buqueue_core::driver::{Backend as _, Lease};
+use buqueue_core::{
+    BuqueueError, Complaints, ErrorKind, FirstFailures, Message, MessageId, QueueFuture, Result,
+};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
@@ -18,12 +20,12 @@ use tokio::runtime::Handle;
 use tokio::task::unconstrained;
 use tokio::time::Instant;
 
+use crate::NatsBackend;
 use crate::config::NatsOptions;
 use crate::connection::Link;
 use crate::convert::Info;
 use crate::error;
 use crate::requests::{Began, Requests, Silence, poll_once};
-use crate::telling::Failing;
 
 const ACK: &[u8] = b"+ACK";
 const NAK: &[u8] = b"-NAK";
@@ -42,7 +44,7 @@ pub(crate) struct Session {
     failures: FirstFailures<u64>,
     queue: String,
     /// Of all leases together: with the connection, the renewals of all of them fail.
-    renewing: Mutex<Failing>,
+    renewing: Mutex<Complaints>,
     runtime: Handle,
 }
 
@@ -61,7 +63,7 @@ impl Session {
             plain: options.plain_acks,
             failures: FirstFailures::default(),
             queue: options.config.jetstream.stream_name.clone(),
-            renewing: Mutex::default(),
+            renewing: Mutex::new(Complaints::new(NatsBackend::NAME, "renewing a lease")),
             runtime: Handle::current(),
         }
     }
@@ -250,7 +252,7 @@ impl Delivered {
                     return;
                 }
                 if let Err(error) = renewed {
-                    lock(&session.renewing).tell(&session.queue, "renewing a lease", &error);
+                    lock(&session.renewing).tell(&session.queue, &error);
                 }
             }
         });

@@ -8,12 +8,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use buqueue_core::{Backoff, BuqueueError, Coalescer, ErrorKind, Message, MessageId, Result, unique_id};
+use buqueue_core::driver::Backend as _;
+use buqueue_core::{
+    Backoff, BuqueueError, Coalescer, Complaints, ErrorKind, Message, MessageId, Result, unique_id,
+};
 use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::SqsBackend;
 use crate::config::{QueueUrl, SqsOptions};
 use crate::convert::{Beside, Incoming, Outgoing, Story, Wait};
 use crate::error;
@@ -21,7 +25,7 @@ use crate::lease::Session;
 use crate::reader::receive;
 use crate::sender::{BATCH, Sender};
 use crate::settle::Settler;
-use crate::telling::{Failing, Forwarded};
+use crate::telling::Forwarded;
 use crate::topology::{self, Standing};
 
 /// How far ahead a schedule reaches.
@@ -155,7 +159,7 @@ pub(crate) async fn forward(session: Arc<Session>) {
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     let forwarder = Arc::new(Forwarder::new(session));
     let mut closing = forwarder.session.closing();
-    let mut work = Work::default();
+    let mut work = Work::new();
     loop {
         work.tell(forwarder.queue());
         let failed = tokio::select! {
@@ -169,7 +173,7 @@ pub(crate) async fn forward(session: Arc<Session>) {
                 LOOK_AGAIN.min(forwarder.scheduler().target.options.longest_delay)
             }
             _ => {
-                work.looking.tell(forwarder.queue(), "looking for schedules in the relay queue", &failed);
+                work.looking.tell(forwarder.queue(), &failed);
                 backoff.next_delay()
             }
         };
@@ -194,14 +198,13 @@ pub(crate) async fn forward(session: Arc<Session>) {
 }
 
 /// What a forwarder has begun. Outlives a run that is cut off.
-#[derive(Default)]
 struct Work {
     /// The one request that waits for messages.
     receiving: JoinSet<Result<Vec<Incoming>>>,
     moving: JoinSet<Moved>,
     forwarded: Forwarded,
-    looking: Failing,
-    sending: Failing,
+    looking: Complaints,
+    sending: Complaints,
 }
 
 /// What became of a message that waited in the relay.
@@ -213,6 +216,17 @@ enum Moved {
 }
 
 impl Work {
+    fn new() -> Self {
+        let about = |what| Complaints::new(SqsBackend::NAME, what);
+        Self {
+            receiving: JoinSet::new(),
+            moving: JoinSet::new(),
+            forwarded: Forwarded::default(),
+            looking: about("looking for schedules in the relay queue"),
+            sending: about("sending on a schedule"),
+        }
+    }
+
     /// Notes what has ended, and tells of it when it is time.
     fn tell(&mut self, queue: &str) {
         while let Some(moved) = self.moving.try_join_next() {
@@ -225,7 +239,7 @@ impl Work {
     fn note(&mut self, queue: &str, moved: Option<Moved>) {
         match moved {
             Some(Moved::ToTarget) => self.forwarded.add(),
-            Some(Moved::Failed(error)) => self.sending.tell(queue, "sending on a schedule", &error),
+            Some(Moved::Failed(error)) => self.sending.tell(queue, &error),
             Some(Moved::InRelay) | None => {}
         }
     }
