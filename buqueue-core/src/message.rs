@@ -34,7 +34,7 @@ pub struct Message {
     meta: Option<Box<Meta>>,
 }
 
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default)]
 struct Meta {
     routing_key: Option<Box<str>>,
     deduplication_id: Option<Box<str>>,
@@ -254,6 +254,19 @@ impl Message {
     }
 }
 
+/// What the message is, and not when it came.
+impl PartialEq for Meta {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { routing_key, deduplication_id, headers, deliver_at: _, internal } = self;
+        *routing_key == other.routing_key
+            && *deduplication_id == other.deduplication_id
+            && *headers == other.headers
+            && *internal == other.internal
+    }
+}
+
+impl Eq for Meta {}
+
 impl Meta {
     fn take_due_time(&mut self) {
         let at = self.headers.get(observe::DELIVER_AT);
@@ -446,6 +459,7 @@ mod tests {
             assert_eq!(received.headers().iter().collect::<Vec<_>>(), [("a", "b")]);
             assert_eq!(received.deliver_at().unwrap().timestamp_millis(), 1_767_323_045_678);
             assert_eq!(kind(received.validate(&Limits::default())), None, "it can be passed on");
+            assert!(received == Message::new("m").with_header("a", "b"), "it is the same message");
             let on = received.as_travelling();
             assert_eq!(on.header(observe::DELIVER_AT), Some("2026-01-02T03:04:05.678Z"));
         }
