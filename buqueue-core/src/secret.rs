@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::de::{Deserializer, Error, Visitor};
 
+/// Formats that show the line of a file in their errors, as TOML does, show it here as well: do not log those errors.
+///
 /// For fields of a config: `#[serde(deserialize_with = "buqueue_core::secret::deserialize")]`. A string, as any other; but
 /// where it is none, as a password of digits without its quotes, the error does not show it.
 ///
@@ -58,6 +60,38 @@ impl Visitor<'_> for Secret {
     fn visit_f64<E: Error>(self, _: f64) -> Result<String, E> {
         Err(refused())
     }
+}
+
+/// For configs with `#[serde(remote = "Self")]`: implements `Deserialize` so that what is no map is refused, and not shown.
+/// A URL where a struct belongs has a password, and a deserializer's own error quotes it.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __deserialize_map_only {
+    ($($config:ident)*) => {$(
+        impl<'de> ::serde::Deserialize<'de> for $config {
+            fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> ::std::result::Result<Self, D::Error> {
+                struct Map;
+
+                impl<'de> ::serde::de::Visitor<'de> for Map {
+                    type Value = $config;
+
+                    fn expecting(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                        f.write_str(concat!("the fields of ", stringify!($config)))
+                    }
+
+                    fn visit_map<A: ::serde::de::MapAccess<'de>>(self, map: A) -> ::std::result::Result<$config, A::Error> {
+                        $config::deserialize(::serde::de::value::MapAccessDeserializer::new(map))
+                    }
+
+                    fn visit_str<E: ::serde::de::Error>(self, _: &str) -> ::std::result::Result<$config, E> {
+                        Err(E::custom(concat!("must be the fields of ", stringify!($config), ", is a string")))
+                    }
+                }
+
+                deserializer.deserialize_any(Map)
+            }
+        }
+    )*};
 }
 
 #[cfg(test)]

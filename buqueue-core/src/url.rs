@@ -19,8 +19,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Every error is [`InvalidConfig`](ErrorKind::InvalidConfig), begins with `url:` or the field's name, and shows nothing
-//! of the part before the `?`. Percent-encoding is undone everywhere but in the part that a client reads itself; `+` is no
+//! Every error is [`InvalidConfig`](ErrorKind::InvalidConfig), begins with `url:` or the field's name, and shows no user
+//! and no password. Percent-encoding is undone everywhere but in the part that a client reads itself; `+` is no
 //! space, and `#` begins nothing: patterns of subjects and keys may be written as they are.
 
 use std::fmt;
@@ -43,16 +43,20 @@ impl<'a> UrlParts<'a> {
     ///
     /// # Errors
     /// [`InvalidConfig`](ErrorKind::InvalidConfig): another scheme, a part of the query that is no `key=value`, a key that
-    /// is there twice, or an `@` where a character of a password may have broken the URL.
+    /// is there twice, a space, or an `@`, a `#` or a comma where a character of a password may have broken the URL.
     pub fn parse(url: &'a str, schemes: &[&str]) -> Result<(Self, UrlQuery<'a>)> {
         let known = |scheme: &&str| schemes.contains(scheme);
         let Some((scheme, rest)) = url.split_once("://").filter(|(scheme, _)| known(scheme)) else {
             return Err(invalid(format!("url: must begin with {}://", schemes.join(":// or "))));
         };
+        if url.bytes().any(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control()) {
+            // As at the end of a file: a name with it would be another queue.
+            return Err(invalid("url: has a space, or the end of a line; a space in a value is %20"));
+        }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         // Else half a password would be taken for a host, a name or a key, and be shown as such.
-        if query.contains('@') || (path.contains('@') && !authority.is_empty()) {
+        if query.contains('@') || path.contains('@') {
             return Err(invalid(
                 "url: has an `@` behind the first `/` or `?`; a user or password has %2F and %3F for these, and all \
                  that follows has %40 for `@`",
@@ -62,6 +66,13 @@ impl<'a> UrlParts<'a> {
             Some((user_info, hosts)) => (Some(user_info), hosts),
             None => (None, authority),
         };
+        // Clients read a `#` as the end of the host, and a comma as the next host.
+        if user_info.is_some_and(|user_info| user_info.contains(['#', ','])) {
+            return Err(invalid(
+                "url: the user or the password has a `#` (write %23) or a comma (%2C); of several hosts, the first has them \
+                 before it, once",
+            ));
+        }
         let base = url.split_once('?').map_or(url, |(base, _)| base);
         Ok((Self { scheme, base, user_info, hosts, path }, UrlQuery::parse(query)?))
     }
@@ -351,8 +362,8 @@ mod tests {
         assert_eq!((url.hosts(), url.path(), url.base()), ("host", "", "a://host"));
         assert_eq!(url.credentials().unwrap(), None);
         refused(url.name("topic", "a://host/orders"), "topic: is missing in the URL, as in a://host/orders");
-        let (url, _) = UrlParts::parse("a:///some/file@x", &["a"]).unwrap();
-        assert_eq!((url.hosts(), url.path()), ("", "some/file@x"));
+        let (url, _) = UrlParts::parse("a:///some/file%40x", &["a"]).unwrap();
+        assert_eq!((url.hosts(), url.path()), ("", "some/file%40x"));
     }
 
     #[test]
@@ -372,6 +383,13 @@ mod tests {
         }
         for url in ["a://:can/ary@h/t", "a://:x?canary@h/t", "a://:x?canary=y@h/t", "a://h/t?k=canary@"] {
             refused(UrlParts::parse(url, &["a"]), "url: has an `@` behind");
+        }
+        refused(UrlParts::parse("a:///u:canary@h/t", &["a"]), "url: has an `@` behind");
+        for url in ["a://u:can#ary@h/t", "a://u:canary@one,u:canary@two/t"] {
+            refused(UrlParts::parse(url, &["a"]), "url: the user or the password");
+        }
+        for url in ["a://h/t?k=canary\n", "a://h/canary t", "\ta://canary"] {
+            refused(UrlParts::parse(url, &["a"]), "url: ");
         }
         refused(UrlParts::parse("a://h?canary", &["a"]), "url: the query must be of key=value");
         refused(UrlParts::parse("a://h?%zz=canary", &["a"]), "url: a key");

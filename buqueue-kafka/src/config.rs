@@ -19,7 +19,11 @@ const LONGEST_TOPIC: usize = 249;
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
 /// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(default, deny_unknown_fields, remote = "Self")
+)]
 pub struct KafkaConfig {
     /// Some of the brokers, as `host:port`; the client learns of the others from them.
     pub brokers: Vec<String>,
@@ -117,7 +121,11 @@ impl CompressionType {
 
 /// Encryption and credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(default, deny_unknown_fields, remote = "Self")
+)]
 pub struct KafkaSecurity {
     /// Encrypts the connection. Default: not.
     pub tls: Option<KafkaTls>,
@@ -143,7 +151,7 @@ impl fmt::Debug for KafkaTls {
 
 /// A user and password by SASL.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
+#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields, remote = "Self"))]
 pub struct KafkaSasl {
     /// How the password is shown to the brokers.
     pub mechanism: SaslMechanism,
@@ -256,18 +264,7 @@ impl KafkaOptions {
     /// Checks all that can be checked without a broker.
     pub(crate) fn validate(&self, consuming: bool) -> Result<()> {
         let config = &self.config;
-        let is_broker = |broker: &String| {
-            broker
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-                && !broker.contains([',', ' ', '/', '@'])
-        };
-        if config.brokers.is_empty() {
-            return Err(invalid("brokers: must name at least one, as in \"localhost:9092\""));
-        }
-        if let Some(broker) = config.brokers.iter().find(|broker| !is_broker(broker)) {
-            return Err(invalid(format!("brokers: must be host:port each, one is {broker:?}")));
-        }
+        check_brokers(&config.brokers)?;
         let is_name =
             |text: &str| text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         let topic = &config.topic;
@@ -398,6 +395,25 @@ impl KafkaOptions {
 pub(crate) fn invalid(fact: impl Into<String>) -> BuqueueError {
     BuqueueError::new(ErrorKind::InvalidConfig, fact)
 }
+
+/// Not shown: what was meant as a user and a password may have lost its `@`.
+pub(crate) fn check_brokers(brokers: &[String]) -> Result<()> {
+    let is_host = |host: &str| !host.is_empty() && (!host.contains(':') || host.starts_with('['));
+    let is_broker = |broker: &String| {
+        broker.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok())
+            && !broker.contains([',', ' ', '/', '@'])
+    };
+    if brokers.is_empty() {
+        return Err(invalid("brokers: must name at least one, as in \"localhost:9092\""));
+    }
+    match brokers.iter().position(|broker| !is_broker(broker)) {
+        Some(at) => Err(invalid(format!("brokers: must be host:port each, number {} is not", at + 1))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(feature = "serde")]
+buqueue_core::__deserialize_map_only!(KafkaConfig KafkaSecurity KafkaSasl);
 
 #[cfg(test)]
 mod tests {

@@ -4,7 +4,8 @@ use buqueue_core::Result;
 use buqueue_core::url::{UrlParts, UrlQuery};
 
 use crate::config::{
-    CompressionType, KafkaConfig, KafkaSasl, KafkaSecurity, KafkaTls, OffsetReset, SaslMechanism, invalid,
+    CompressionType, KafkaConfig, KafkaSasl, KafkaSecurity, KafkaTls, OffsetReset, SaslMechanism,
+    check_brokers, invalid,
 };
 
 const OFFSET_RESETS: &[(&str, OffsetReset)] =
@@ -46,11 +47,10 @@ impl KafkaConfig {
         if parts.hosts().is_empty() {
             return Err(invalid("brokers: are missing in the URL, as in kafka://one:9092,two:9092/orders"));
         }
-        let mut config = Self {
-            brokers: parts.hosts().split(',').map(str::to_owned).collect(),
-            topic: parts.name("topic", "kafka://host:9092/orders")?,
-            ..Self::default()
-        };
+        let brokers: Vec<String> = parts.hosts().split(',').map(str::to_owned).collect();
+        check_brokers(&brokers)?;
+        let mut config =
+            Self { brokers, topic: parts.name("topic", "kafka://host:9092/orders")?, ..Self::default() };
         query.set("group_id", &mut config.group_id)?;
         query.choose("offset_reset", &mut config.offset_reset, OFFSET_RESETS)?;
         query.choose("compression", &mut config.compression, COMPRESSIONS)?;

@@ -21,7 +21,11 @@ const SERVER_MAX_PAYLOAD: usize = 1024 * 1024;
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
 /// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(default, deny_unknown_fields, remote = "Self")
+)]
 pub struct NatsConfig {
     /// Where the servers are: one URL, or several separated by commas. `nats://host:port`, `tls://host:port`; a user
     /// and password, or a token, go before the host: `nats://user:password@host`, `nats://token@host`.
@@ -452,6 +456,10 @@ pub(crate) fn servers(url: &str) -> Result<Vec<ServerAddr>> {
 }
 
 fn redact(url: &str) -> String {
+    if servers(url).is_err() {
+        // Whatever it is, a password may be anywhere in it.
+        return "…".to_owned();
+    }
     let servers: Vec<String> = url
         .split(',')
         .map(|server| {
@@ -469,6 +477,9 @@ fn redact(url: &str) -> String {
 pub(crate) fn invalid(fact: impl Into<String>) -> BuqueueError {
     BuqueueError::new(ErrorKind::InvalidConfig, fact)
 }
+
+#[cfg(feature = "serde")]
+buqueue_core::__deserialize_map_only!(NatsConfig);
 
 #[cfg(test)]
 mod tests {

@@ -17,7 +17,11 @@ pub(crate) const SHORT_MAX: usize = 255;
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
 /// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(default, deny_unknown_fields, remote = "Self")
+)]
 pub struct RabbitMqConfig {
     /// Where the broker is: `amqp://user:password@host:port/vhost`, or `amqps://…` over TLS. The vhost `/` is written
     /// `%2F`.
@@ -212,6 +216,13 @@ impl RabbitMqOptions {
 }
 
 pub(crate) fn parse(url: &str) -> Result<AMQPUri> {
+    // The client takes both for `localhost`, and shows the password to whatever listens there.
+    let host = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let host = host.split(['/', '?', '#']).next().unwrap_or(host);
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    if host.starts_with('[') || host.is_empty() || host.starts_with(':') {
+        return Err(invalid("url: must name a host; the client knows no address of IPv6"));
+    }
     // Neither the URL nor the parser's words: they may hold a password.
     url.parse().map_err(|_| invalid("url: is no amqp:// or amqps:// URL"))
 }
@@ -315,6 +326,8 @@ fn redact(url: &str) -> String {
     match url.split_once("://") {
         Some((scheme, rest)) => match rest.rsplit_once('@') {
             Some((_, host)) => format!("{scheme}://…@{host}"),
+            // One without its `@` may have a password for a port.
+            None if parse(url).is_err() => format!("{scheme}://…"),
             None => url.to_owned(),
         },
         // Whatever it is, it is no URL.
@@ -325,6 +338,9 @@ fn redact(url: &str) -> String {
 pub(crate) fn invalid(fact: impl Into<String>) -> BuqueueError {
     BuqueueError::new(ErrorKind::InvalidConfig, fact)
 }
+
+#[cfg(feature = "serde")]
+buqueue_core::__deserialize_map_only!(RabbitMqConfig);
 
 #[cfg(test)]
 mod tests {

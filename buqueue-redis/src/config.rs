@@ -21,7 +21,11 @@ const READ_COUNT_MAX: usize = 10_000;
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
 /// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(default, deny_unknown_fields, remote = "Self")
+)]
 pub struct RedisConfig {
     /// Where the server is:
     ///
@@ -377,6 +381,9 @@ pub(crate) fn redact(url: &str) -> String {
 pub(crate) fn invalid(fact: impl Into<String>) -> BuqueueError {
     BuqueueError::new(ErrorKind::InvalidConfig, fact)
 }
+
+#[cfg(feature = "serde")]
+buqueue_core::__deserialize_map_only!(RedisConfig);
 
 #[cfg(test)]
 mod tests {

@@ -24,7 +24,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(20);
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. As the configuration of
 /// any backend it cannot be written: most hold credentials, and what can be written gets logged.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Deserialize),
+    serde(default, deny_unknown_fields, remote = "Self")
+)]
 pub struct SqsConfig {
     /// The whole URL of the queue. A name that ends in `.fifo` makes it a FIFO queue.
     pub queue_url: String,
@@ -326,6 +330,9 @@ fn aws_region(host: &str) -> Option<String> {
 pub(crate) fn invalid(fact: impl Into<String>) -> BuqueueError {
     BuqueueError::new(ErrorKind::InvalidConfig, fact)
 }
+
+#[cfg(feature = "serde")]
+buqueue_core::__deserialize_map_only!(SqsConfig);
 
 #[cfg(test)]
 mod tests {

@@ -36,7 +36,7 @@ const SCHEMES: &[(&str, &str)] = &[
 /// | backend | URL | must be there |
 /// |---|---|---|
 /// | memory | `memory://orders?capacity=1000` | the queue |
-/// | Kafka | `kafka://user:password@h1:9092,h2:9092/orders?group_id=workers` | brokers, topic |
+/// | Kafka | `kafka://h1:9092,h2:9092/orders?group_id=workers` | brokers, topic |
 /// | NATS | `nats://host:4222/ORDERS?durable_consumer=workers&subjects=orders.>`, `tls://…` | server, stream |
 /// | RabbitMQ | `amqp://user:password@host:5672/vhost?queue=orders`, `amqps://…` | `queue` |
 /// | Redis | `redis://user:password@host:6379/0?stream=orders&group=workers`, `rediss://…`, `redis+sentinel://…` | `stream` |
@@ -53,7 +53,7 @@ const SCHEMES: &[(&str, &str)] = &[
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> buqueue::Result<()> {
 /// use buqueue::prelude::*;
 ///
-/// let url = std::env::var("QUEUE_URL").unwrap_or_else(|_| "memory://orders".to_owned());
+/// let url = std::env::var("ORDERS_QUEUE_URL").unwrap_or_else(|_| "memory://orders".to_owned());
 /// let (producer, mut consumer) = buqueue::connect(&url)?.build_pair().await?;
 /// producer.send(Message::new("hello")).await?;
 /// consumer.receive().await?.ack().await?;
@@ -62,8 +62,7 @@ const SCHEMES: &[(&str, &str)] = &[
 /// ```
 ///
 /// # Errors
-/// [`InvalidConfig`](ErrorKind::InvalidConfig), with `url` or the field at fault, and without what the URL says before its
-/// `?`: an unknown scheme, one whose backend is not compiled in, an unknown key, a value that is none, a missing part.
+/// [`InvalidConfig`](ErrorKind::InvalidConfig), with `url` or the field at fault, and without a user or a password: an unknown scheme, one whose backend is not compiled in, an unknown key, a value that is none, a missing part.
 pub fn connect(url: &str) -> Result<AnyBuilder> {
     open(url).map_err(|error| error.at("", "connect"))
 }

@@ -30,6 +30,35 @@ const SCHEMES: &[(&str, bool, &str)] = &[
     ("sqs+http", cfg!(feature = "sqs"), "sqs"),
 ];
 
+/// Every URL of the documentation is one.
+#[cfg(all(
+    feature = "kafka",
+    feature = "memory",
+    feature = "nats",
+    feature = "rabbitmq",
+    feature = "redis",
+    feature = "sqs"
+))]
+#[test]
+fn the_urls_of_the_documentation_are_taken() {
+    let documented =
+        [include_str!("../README.md"), include_str!("../src/connect.rs")].map(|text| -> Vec<&str> {
+            let schemes = ["memory", "kafka", "nats", "amqp", "redis", "sqs", "sqs+http"];
+            let is_whole = |url: &&str| {
+                let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+                schemes.contains(&scheme) && !url.ends_with("://") && !url.contains('…')
+            };
+            let rows = text.lines().filter(|line| line.trim_start_matches("/// ").starts_with('|'));
+            rows.flat_map(|row| row.split('`')).filter(is_whole).collect()
+        });
+    assert!(documented.iter().all(|urls| urls.len() >= 6), "{documented:?}");
+    for url in documented.into_iter().flatten() {
+        if let Err(error) = buqueue::connect(url) {
+            panic!("{url}: {error}");
+        }
+    }
+}
+
 #[test]
 fn unknown_schemes_list_the_known_ones() {
     for (url, beginning) in [
@@ -181,6 +210,25 @@ mod files {
         assert!(error.contains("unknown field `canary`") && !error.contains("secret"), "{error}");
         for field in fields {
             assert!(error.contains(&format!("`{field}`")), "{field} is not listed: {error}");
+        }
+    }
+
+    /// What belongs somewhere else may be a URL with a password in it.
+    #[test]
+    fn a_string_in_place_of_fields_is_not_shown() {
+        let url = json!("scheme://user:canary@host");
+        let security = json!({ "security": url });
+        let sasl = json!({ "security": { "sasl": url } });
+        for error in [
+            read::<KafkaConfig>(&url).unwrap_err(),
+            read::<KafkaConfig>(&security).unwrap_err(),
+            read::<KafkaConfig>(&sasl).unwrap_err(),
+            read::<NatsConfig>(&url).unwrap_err(),
+            read::<RabbitMqConfig>(&url).unwrap_err(),
+            read::<RedisConfig>(&url).unwrap_err(),
+            read::<SqsConfig>(&url).unwrap_err(),
+        ] {
+            assert!(error.contains("must be the fields of") && !error.contains("canary"), "{error}");
         }
     }
 
