@@ -14,26 +14,18 @@ use tracing_subscriber::layer::SubscriberExt as _;
 ///
 /// Only what `work` does itself is seen, not the tasks that it spawns; other cases beside it are not.
 pub(crate) async fn traced<T>(work: impl Future<Output = T>) -> (T, Spans) {
+    // `tracing` asks a single subscriber on the thread that comes by first whether a span is wanted, and remembers the
+    // answer for all. That thread may be another case's, which has none; so there are always two.
+    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
     let exporter = InMemorySpanExporter::default();
     let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
     let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("conformance"));
-    let output = subscribed(tracing_subscriber::registry().with(layer), work).await;
+    LazyLock::force(&SECOND);
+    let output = work.with_subscriber(tracing_subscriber::registry().with(layer)).await;
     let spans =
         exporter.get_finished_spans().unwrap_or_else(|error| panic!("the exporter has no spans: {error}"));
     drop(provider);
     (output, Spans(spans))
-}
-
-/// Runs `work` with this subscriber.
-pub(crate) async fn subscribed<T>(
-    subscriber: impl tracing::Subscriber + Send + Sync,
-    work: impl Future<Output = T>,
-) -> T {
-    // `tracing` asks a single subscriber on the thread that comes by first whether a span is wanted, and remembers the
-    // answer for all. That thread may be another case's, which has none; so there are always two.
-    static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
-    LazyLock::force(&SECOND);
-    work.with_subscriber(Dispatch::new(subscriber)).await
 }
 
 /// Spans that have ended.

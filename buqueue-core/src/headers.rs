@@ -5,7 +5,8 @@ use std::fmt;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::LazyLock;
 
-/// Header names that start with this belong to buqueue; a user's message that carries one is refused.
+/// Header names that start with this belong to buqueue; a user's message that carries one is refused. Except one:
+/// `buqueue-deliver-at`, by which schedules are measured, is taken out of a message, and neither sent nor received as a header.
 pub const RESERVED_PREFIX: &str = "buqueue-";
 
 /// Digits of seven bits that hold a length. Each is a byte below 0x80, so the buffer stays valid UTF-8 and a

@@ -413,7 +413,7 @@ impl Publisher {
         let lane = match timeout_at(deadline, self.lane(live)).await {
             Ok(Ok(lane)) => lane,
             Ok(Err(error)) => return for_all(parcels.len(), error),
-            Err(_) => return for_all(parcels.len(), self.late(live, "publish")),
+            Err(_) => return for_all(parcels.len(), self.late(live)),
         };
         // Begun together: the client's writer takes what is there with one write, where it would take a write for each
         // that is waited for. Each is written at its first poll, which is in order.
@@ -462,7 +462,7 @@ impl Publisher {
         let known: HashSet<&str> = returned.iter().flatten().map(String::as_str).collect();
         // Of a lone message it is clear which one came back, also where its id is no property.
         let lone = parcels.len() == 1 && !returned.is_empty();
-        let late = (!in_time).then(|| self.late(live, "publish"));
+        let late = (!in_time).then(|| self.late(live));
         let uncertain = || match &late {
             Some(late) => BuqueueError::new(late.kind.clone(), late.message()),
             None => error::lost("publish"),
@@ -513,11 +513,11 @@ impl Publisher {
     }
 
     /// The error of what has taken too long on this connection.
-    fn late(&self, live: &Arc<Live>, what: &str) -> BuqueueError {
+    fn late(&self, live: &Arc<Live>) -> BuqueueError {
         if live.connection.status().blocked() {
             return error::blocked();
         }
-        self.give_up(live, error::timed_out(what))
+        self.give_up(live, error::timed_out("publish"))
     }
 
     /// Flushes and closes.
