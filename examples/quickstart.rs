@@ -1,15 +1,7 @@
 //! An order's life: sent, received, failed once, retried, reminded of later, dead, and brought back.
 //!
-//! `cargo run --example quickstart` runs on the in-memory backend; how a queue is opened is in `src/lib.rs`. The same story
-//! on a broker:
-//!
-//! | `QUEUE_BACKEND` | the broker's address, and its default |
-//! |---|---|
-//! | `redis` | `REDIS_URL`, `redis://127.0.0.1:6379` |
-//! | `kafka` | `KAFKA_BROKERS`, `127.0.0.1:9092` |
-//! | `nats` | `NATS_URL`, `nats://127.0.0.1:4222` |
-//! | `rabbitmq` | `AMQP_URL`, `amqp://guest:guest@127.0.0.1:5672/%2F` |
-//! | `sqs` | `SQS_ENDPOINT`, `http://127.0.0.1:4566`, and the AWS credentials of your environment; an emulator takes any |
+//! `cargo run --example quickstart` runs on the in-memory backend. The same story on a broker:
+//! `BROKER_URL=redis://127.0.0.1:6379 cargo run --features redis --example quickstart`, and in `src/lib.rs` the other URLs.
 
 #![expect(clippy::print_stdout, reason = "an example talks to a person")]
 
@@ -41,8 +33,8 @@ fn step(sign: &str, text: impl AsRef<str>) {
 
 #[tokio::main]
 async fn main() -> Result<(), BuqueueError> {
-    let broker = Broker::from_env("quickstart");
-    println!("buqueue quickstart on {}", broker.backend());
+    let broker = Broker::from_env();
+    println!("buqueue quickstart on {}", broker.scheme());
 
     let dlq = DlqConfig { destination: broker.name("orders-dead"), max_receive_count: 2 };
     let (producer, mut consumer) = broker.open("orders", Some(dlq)).await?;

@@ -1,7 +1,7 @@
 //! A shop that can be watched: traces in the terminal, metrics on `/metrics`, logs on standard error.
 //!
-//! `cargo run -p buqueue-examples --example observability` runs some ten seconds in memory; `QUEUE_BACKEND` takes it to a
-//! broker, as in `quickstart.rs`. What to look at is told in the README beside this file.
+//! `cargo run -p buqueue-observability` runs some ten seconds in memory; `BROKER_URL` takes it to a broker, as in
+//! `../src/lib.rs`. What to look at is told in the README beside this file.
 //!
 //! | variable | default | |
 //! |---|---|---|
@@ -56,8 +56,8 @@ async fn main() -> Result<()> {
     // Before any queue is opened: instruments are made with it.
     let telemetry = Telemetry::install()?;
     let (listener, note) = exposition::listen().await?;
-    let broker = Broker::from_env("observability");
-    println!("buqueue observability on {}", broker.backend());
+    let broker = Broker::from_env();
+    println!("buqueue observability on {}", broker.scheme());
     println!("metrics: http://{}/metrics{note}", listener.local_addr()?);
     tokio::spawn(exposition::serve(listener, telemetry.registry.clone()));
 

@@ -1,142 +1,117 @@
-//! What the examples of buqueue share: how a broker is opened. Run one with `cargo run --example NAME`.
+//! What the examples of buqueue share: where the broker is, and names that nothing else uses.
 //!
-//! All run in memory; `QUEUE_BACKEND` and the broker's address, as told in `quickstart.rs`, take them elsewhere.
+//! Those that take any backend run in memory, and elsewhere with `BROKER_URL`, the URL of a queue without the queue:
+//!
+//! | backend | `BROKER_URL`, for example | to be built with |
+//! |---|---|---|
+//! | Kafka | `kafka://127.0.0.1:9092` | `--features kafka` |
+//! | NATS | `nats://127.0.0.1:4222` | `--features nats` |
+//! | RabbitMQ | `amqp://guest:guest@127.0.0.1:5672/%2F` | `--features rabbitmq` |
+//! | Redis | `redis://127.0.0.1:6379` | `--features redis` |
+//! | SQS | `sqs://sqs.eu-west-1.amazonaws.com/123456789012`; an emulator `sqs+http://127.0.0.1:4566/000000000000` | `--features sqs` |
+//!
+//! Those of one backend take `KAFKA_BROKERS`, `NATS_URL`, `AMQP_URL`, `REDIS_URL` or `SQS_ENDPOINT`, and look on this machine
+//! without. SQS wants AWS credentials in the environment; an emulator takes any.
+//!
+//! Every run has queues of its own, and leaves them on the broker.
 
-use std::future::Future;
-use std::pin::Pin;
+use std::sync::LazyLock;
 
-use buqueue::QueueBuilder;
-use buqueue::driver::Backend;
-use buqueue::kafka::{KafkaBackend, KafkaConfig};
+use buqueue::AnyBuilder;
 use buqueue::memory::{MemoryBackend, MemoryConfig};
-use buqueue::nats::{JetStreamConfig, NatsBackend, NatsConfig, RetentionPolicy};
 use buqueue::prelude::*;
-use buqueue::rabbitmq::{RabbitMqBackend, RabbitMqConfig};
-use buqueue::redis::{RedisBackend, RedisConfig};
-use buqueue::sqs::{SqsBackend, SqsConfig};
 use chrono::Utc;
 
 /// Both ends of a queue.
 pub type Pair = (Box<dyn QueueProducer>, Box<dyn QueueConsumer>);
 
-/// The one place that knows the broker. The examples are the same on all of them.
+/// The broker of an example that takes any: the one place that knows which it is.
 #[derive(Debug)]
 pub struct Broker {
-    backend: String,
+    /// Without it, queues live in `memory`.
+    url: Option<String>,
     memory: MemoryConfig,
-    /// Before the name of each queue.
-    run: String,
 }
 
 impl Broker {
-    /// The broker that the environment names, or none.
+    /// The broker of `BROKER_URL`, or none.
     #[must_use]
-    pub fn from_env(example: &str) -> Self {
-        match std::env::var("QUEUE_BACKEND") {
-            // Each run has queues of its own, so that it does not meet what an earlier one left.
-            Ok(backend) if backend != "memory" => Self {
-                backend,
-                run: format!("{example}-{}-{}-", std::process::id(), Utc::now().timestamp_millis()),
-                memory: MemoryConfig::default(),
-            },
-            _ => Self::in_memory(),
-        }
+    pub fn from_env() -> Self {
+        Self { url: std::env::var("BROKER_URL").ok(), memory: MemoryConfig::default() }
     }
 
     /// Queues that live in this process.
     #[must_use]
     pub fn in_memory() -> Self {
-        Self { backend: "memory".to_owned(), run: String::new(), memory: MemoryConfig::default() }
+        Self { url: None, memory: MemoryConfig::default() }
     }
 
-    /// As in `QUEUE_BACKEND`.
+    /// The scheme of the broker's URL.
     #[must_use]
-    pub fn backend(&self) -> &str {
-        &self.backend
+    pub fn scheme(&self) -> &str {
+        self.url.as_deref().and_then(|url| Some(url.split_once("://")?.0)).unwrap_or("memory")
     }
 
     /// A queue's name at the broker.
     #[must_use]
     pub fn name(&self, queue: &str) -> String {
-        format!("{}{queue}", self.run)
+        if self.url.is_some() { fresh(queue) } else { queue.to_owned() }
     }
 
-    /// Opens a queue, and makes it where it is not there.
+    /// Starts building a queue, which is made where it is not there.
     ///
     /// # Errors
-    /// The broker's, and [`InvalidConfig`](ErrorKind::InvalidConfig) where no backend has this name.
+    /// Those of [`buqueue::connect`].
+    pub fn queue(&self, queue: &str) -> Result<AnyBuilder, BuqueueError> {
+        let name = self.name(queue);
+        match &self.url {
+            None => Ok(MemoryBackend::builder(MemoryConfig { queue: name, ..self.memory.clone() }).into()),
+            Some(url) => buqueue::connect(&queue_url(url, &name)),
+        }
+    }
+
+    /// Opens a queue, perhaps with a dead letter queue.
+    ///
+    /// # Errors
+    /// The broker's, and those of [`queue`](Self::queue).
     pub async fn open(&self, queue: &str, dlq: Option<DlqConfig>) -> Result<Pair, BuqueueError> {
-        // Dead letters are read by the group that could not process them.
-        let group = queue.trim_end_matches("-dead").to_owned();
-        let queue = self.name(queue);
-        match self.backend.as_str() {
-            "memory" => {
-                pair(MemoryBackend::builder(MemoryConfig { queue, ..self.memory.clone() }), dlq).await
-            }
-            "redis" => {
-                let url = address("REDIS_URL", "redis://127.0.0.1:6379");
-                pair(
-                    RedisBackend::builder(RedisConfig { url, stream: queue, group, ..Default::default() }),
-                    dlq,
-                )
-                .await
-            }
-            "kafka" => {
-                let brokers = address("KAFKA_BROKERS", "127.0.0.1:9092");
-                let config = KafkaConfig {
-                    brokers: brokers.split(',').map(str::to_owned).collect(),
-                    topic: queue,
-                    group_id: group,
-                    ..Default::default()
-                };
-                pair(KafkaBackend::builder(config), dlq).await
-            }
-            "nats" => {
-                let jetstream = JetStreamConfig {
-                    subjects: vec![format!("{queue}.>")],
-                    stream_name: queue,
-                    retention: RetentionPolicy::WorkQueue,
-                    ..Default::default()
-                };
-                let config = NatsConfig {
-                    url: address("NATS_URL", "nats://127.0.0.1:4222"),
-                    jetstream,
-                    durable_consumer: group,
-                    ..Default::default()
-                };
-                pair(NatsBackend::builder(config), dlq).await
-            }
-            "rabbitmq" => {
-                let url = address("AMQP_URL", "amqp://guest:guest@127.0.0.1:5672/%2F");
-                pair(RabbitMqBackend::builder(RabbitMqConfig { url, queue, ..Default::default() }), dlq).await
-            }
-            "sqs" => {
-                let endpoint = address("SQS_ENDPOINT", "http://127.0.0.1:4566");
-                let queue_url = format!("{endpoint}/000000000000/{queue}");
-                pair(SqsBackend::builder(SqsConfig { queue_url, ..Default::default() }), dlq).await
-            }
-            other => Err(BuqueueError::new(
-                ErrorKind::InvalidConfig,
-                format!("QUEUE_BACKEND: must be memory, redis, kafka, nats, rabbitmq or sqs, is {other:?}"),
-            )),
+        let builder = self.queue(queue)?;
+        match dlq {
+            Some(dlq) => builder.dead_letter_queue(dlq).build_pair().await,
+            None => builder.build_pair().await,
         }
     }
 }
 
-fn address(variable: &str, default: &str) -> String {
-    std::env::var(variable).unwrap_or_else(|_| default.to_owned())
+/// The URL of a queue of this broker, as [`buqueue::connect`] reads it.
+fn queue_url(broker: &str, queue: &str) -> String {
+    // Dead letters are read by the group that could not process them.
+    let group = queue.trim_end_matches("-dead");
+    let (place, rest) =
+        broker.split_once('?').map_or((broker, String::new()), |(place, query)| (place, format!("&{query}")));
+    match place.split_once("://").map_or(place, |(scheme, _)| scheme) {
+        "kafka" => format!("{place}/{queue}?group_id={group}{rest}"),
+        "nats" | "tls" => format!("{place}/{queue}?durable_consumer={group}&subjects={queue}.>{rest}"),
+        "amqp" | "amqps" => format!("{place}?queue={queue}{rest}"),
+        "sqs" | "sqs+http" => format!("{place}/{queue}{}", rest.replacen('&', "?", 1)),
+        scheme if scheme.contains("redis") || scheme.contains("valkey") => {
+            format!("{place}?stream={queue}&group={group}{rest}")
+        }
+        // The error says which schemes there are.
+        _ => broker.to_owned(),
+    }
 }
 
-/// Both halves behind traits, so that the story does not know what they are.
-///
-/// Boxed: what it takes to connect to some brokers is nested deep, and the compiler counts it into every future around.
-fn pair<B: Backend>(
-    builder: QueueBuilder<B>,
-    dlq: Option<DlqConfig>,
-) -> Pin<Box<dyn Future<Output = Result<Pair, BuqueueError>> + Send>> {
-    let builder = builder.make_dynamic();
-    match dlq {
-        Some(dlq) => Box::pin(builder.dead_letter_queue(dlq).build_pair()),
-        None => Box::pin(builder.build_pair()),
-    }
+/// A name that no other run has used.
+#[must_use]
+pub fn fresh(name: &str) -> String {
+    static RUN: LazyLock<String> =
+        LazyLock::new(|| format!("{}-{}", std::process::id(), Utc::now().timestamp_millis()));
+    format!("{}-{name}", *RUN)
+}
+
+/// The address in an environment variable, or this one.
+#[must_use]
+pub fn address(variable: &str, default: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| default.to_owned())
 }

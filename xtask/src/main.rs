@@ -3,6 +3,7 @@
 mod bench;
 mod brokers;
 mod error;
+mod examples;
 mod features;
 mod package;
 mod process;
@@ -26,6 +27,12 @@ const COMMANDS: &[Command] = &[
     Command { name: "test", arguments: test::ARGUMENTS, about: test::ABOUT, run: test::command },
     Command { name: "brokers", arguments: brokers::ARGUMENTS, about: brokers::ABOUT, run: brokers::command },
     Command { name: "story", arguments: story::ARGUMENTS, about: story::ABOUT, run: story::command },
+    Command {
+        name: "examples",
+        arguments: examples::ARGUMENTS,
+        about: examples::ABOUT,
+        run: examples::command,
+    },
     Command { name: "bench", arguments: bench::ARGUMENTS, about: bench::ABOUT, run: bench::command },
     Command {
         name: "features",

@@ -10,27 +10,34 @@ pub const ABOUT: &str = "    Starts the brokers, runs the quickstart on each bac
     in other words. Without names on all six.
 ";
 
-/// A backend's name and set-up, the variable that tells tests where its broker is, and the one that tells the quickstart.
+/// A backend's name and set-up, the variable that tells tests where its broker is, the one that tells its own examples, and
+/// what makes a URL of the place.
 pub struct Backend {
     pub name: &'static str,
-    pub variable: &'static str,
-    address: &'static str,
+    variable: &'static str,
+    pub address: &'static str,
+    url: (&'static str, &'static str),
 }
 
-const fn backend(name: &'static str, variable: &'static str, address: &'static str) -> Backend {
-    Backend { name, variable, address }
+const fn backend(
+    name: &'static str,
+    variable: &'static str,
+    address: &'static str,
+    url: (&'static str, &'static str),
+) -> Backend {
+    Backend { name, variable, address, url }
 }
 
 /// Those that need a broker.
 pub const BACKENDS: &[Backend] = &[
-    backend("kafka", "BUQUEUE_TEST_KAFKA", "KAFKA_BROKERS"),
-    backend("redis", "BUQUEUE_TEST_REDIS", "REDIS_URL"),
-    backend("nats", "BUQUEUE_TEST_NATS", "NATS_URL"),
-    backend("rabbitmq", "BUQUEUE_TEST_RABBITMQ", "AMQP_URL"),
-    backend("sqs", "BUQUEUE_TEST_SQS", "SQS_ENDPOINT"),
+    backend("kafka", "BUQUEUE_TEST_KAFKA", "KAFKA_BROKERS", ("kafka://", "")),
+    backend("redis", "BUQUEUE_TEST_REDIS", "REDIS_URL", ("", "")),
+    backend("nats", "BUQUEUE_TEST_NATS", "NATS_URL", ("", "")),
+    backend("rabbitmq", "BUQUEUE_TEST_RABBITMQ", "AMQP_URL", ("", "")),
+    backend("sqs", "BUQUEUE_TEST_SQS", "SQS_ENDPOINT", ("sqs+", "/000000000000")),
 ];
 
-const MEMORY: &str = "memory";
+pub const MEMORY: &str = "memory";
 
 pub fn command(arguments: &[String]) -> Result<()> {
     let known = || std::iter::once(MEMORY).chain(BACKENDS.iter().map(|backend| backend.name));
@@ -53,7 +60,7 @@ pub fn command(arguments: &[String]) -> Result<()> {
 
 /// The story, which needs no broker there.
 pub fn on_memory() -> Result<String> {
-    tell(&mut cargo(&["run", "--quiet", "--example", "quickstart"]))
+    tell(&mut quickstart())
 }
 
 impl Backend {
@@ -62,15 +69,30 @@ impl Backend {
         endpoints.iter().any(|endpoint| endpoint.variable == self.variable)
     }
 
+    /// Where its broker is, as the tests are told.
+    pub fn endpoint<'a>(&self, endpoints: &'a [Endpoint]) -> Result<&'a str> {
+        match endpoints.iter().find(|endpoint| endpoint.variable == self.variable) {
+            Some(endpoint) => Ok(&endpoint.value),
+            None => bail!("{} has no address", self.name),
+        }
+    }
+
+    /// The same as a URL.
+    pub fn url(&self, endpoints: &[Endpoint]) -> Result<String> {
+        Ok(format!("{}{}{}", self.url.0, self.endpoint(endpoints)?, self.url.1))
+    }
+
+    /// What its client looks for in the environment. The emulators of SQS take any.
+    pub fn credentials(&self) -> impl Iterator<Item = (&'static str, String)> + use<> {
+        let variables: &[&str] =
+            if self.name == "sqs" { &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"] } else { &[] };
+        variables.iter().map(|variable| (*variable, "test".to_owned()))
+    }
+
     /// Tells the story there, which must be the one that is known.
     pub fn told_as(&self, known: &str, endpoints: &[Endpoint]) -> Result<String> {
-        let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.variable == self.variable) else {
-            bail!("{} has no address", self.name);
-        };
-        let mut quickstart = cargo(&["run", "--quiet", "--example", "quickstart"]);
-        quickstart.env("QUEUE_BACKEND", self.name).env(self.address, &endpoint.value);
-        // The emulators of SQS take any.
-        quickstart.env("AWS_ACCESS_KEY_ID", "test").env("AWS_SECRET_ACCESS_KEY", "test");
+        let mut quickstart = quickstart();
+        quickstart.env("BROKER_URL", self.url(endpoints)?).envs(self.credentials());
         let told = tell(&mut quickstart)?;
         if let Some((here, there)) = known.lines().zip(told.lines()).find(|(here, there)| here != there) {
             return Err(Error::new(format!("{there:?} instead of {here:?}")));
@@ -80,6 +102,11 @@ impl Backend {
         }
         Ok("word for word".to_owned())
     }
+}
+
+/// With all features, as the tests are built.
+fn quickstart() -> std::process::Command {
+    cargo(&["run", "--quiet", "--package", "buqueue-examples", "--all-features", "--example", "quickstart"])
 }
 
 /// Without its first line, which names the backend.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
+use crate::examples;
 use crate::process::{find_program, note, say};
 use crate::story;
 use crate::weight;
@@ -16,7 +17,7 @@ use crate::weight;
 pub const ARGUMENTS: &str = "[--runs N] [--conformance] [--broker NAME [--version V]] [FILTER]";
 pub const ABOUT: &str =
     "    Brings up what the tests need and runs everything: formatting, lints, tests, doctests, docs, the
-    dependency tree, the quickstart. Ends with the cases passed and excluded per backend.
+    dependency tree, the quickstart, the examples. Ends with the cases passed and excluded per backend.
 
     --conformance   only the conformance suite of each backend
     --broker NAME   only the backend of that broker: its conformance suite and its own tests
@@ -131,6 +132,9 @@ pub fn command(arguments: &[String]) -> Result<()> {
             }
         }
         report.check("quickstart on memory", known.map(|_| String::new()));
+        for run in examples::all().iter().filter(|run| run.is_at(&environment)) {
+            report.timed(&run.name(), || run.told(&environment));
+        }
         for (tool, arguments) in [("cargo-deny", ["deny", "check"].as_slice()), ("typos", &[])] {
             if find_program(tool).is_none() {
                 report.skipped.push(format!("{tool}: not installed"));
@@ -314,6 +318,13 @@ impl Report {
     fn check(&mut self, name: &str, outcome: Result<String>) {
         note(&format!("== {name}"));
         self.steps.push((name.to_owned(), Duration::ZERO, outcome));
+    }
+
+    /// As `check`, of what takes its time.
+    fn timed(&mut self, name: &str, check: impl FnOnce() -> Result<String>) {
+        let start = Instant::now();
+        let outcome = check();
+        self.steps.push((name.to_owned(), start.elapsed(), outcome));
     }
 
     /// Runs the tests, passes their output on, and counts.

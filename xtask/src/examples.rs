@@ -1,0 +1,169 @@
+//! The examples, each on the broker it is for, and those that take any on every backend.
+
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::brokers::{self, Endpoint};
+use crate::error::{Context, Error, Result, bail};
+use crate::process::{note, say};
+use crate::story::{self, Backend};
+use crate::test::cargo;
+
+pub const ARGUMENTS: &str = "[NAME…]";
+pub const ABOUT: &str = "    Starts the brokers, runs each example on the backend it is for, and those that take any on all six. Each asserts what
+    it says; printed are its command and its last line.
+";
+
+/// Those that take any backend.
+const PORTABLE: &[&str] = &["dlq_redrive", "graceful_shutdown", "scheduled_delivery"];
+
+/// The others, by the backend that they begin with.
+const OWN: &[&str] = &[
+    "kafka_consumer_group",
+    "kafka_send_receive",
+    "nats_jetstream_fanout",
+    "nats_jetstream_workqueue",
+    "rabbitmq_direct",
+    "rabbitmq_topic_exchange",
+    "redis_streams",
+    "sqs_fifo_ordering",
+    "sqs_standard",
+];
+
+/// One example on one backend; none is the memory of its process.
+pub struct Run {
+    pub example: &'static str,
+    pub backend: Option<&'static Backend>,
+}
+
+pub fn command(arguments: &[String]) -> Result<()> {
+    let known = || PORTABLE.iter().chain(OWN);
+    if let Some(unknown) = arguments.iter().find(|name| !known().any(|known| known == name)) {
+        bail!("no example {unknown:?}; known are {}", known().copied().collect::<Vec<_>>().join(", "));
+    }
+    let mut runs = all();
+    runs.retain(|run| arguments.is_empty() || arguments.iter().any(|name| name == run.example));
+    let mut names: Vec<&str> = runs.iter().filter_map(|run| Some(run.backend?.name)).collect();
+    names.sort_unstable();
+    names.dedup();
+    let endpoints = brokers::up(&names)?;
+    let mut failed = 0;
+    for run in &runs {
+        match run.told(&endpoints) {
+            Ok(told) => say(&format!("{}\n    {told}", run.command(&endpoints)?)),
+            Err(error) => {
+                failed += 1;
+                say(&format!("{}\n    FAILED: {error}", run.command(&endpoints)?));
+            }
+        }
+    }
+    if failed > 0 {
+        bail!("{failed} of {} runs failed", runs.len());
+    }
+    say(&format!("{} runs of {} examples: each did what it says", runs.len(), PORTABLE.len() + OWN.len()));
+    Ok(())
+}
+
+/// Every example on every backend that it takes.
+pub fn all() -> Vec<Run> {
+    let everywhere = || std::iter::once(None).chain(story::BACKENDS.iter().map(Some));
+    let portable = PORTABLE.iter().flat_map(|example| everywhere().map(|backend| Run { example, backend }));
+    let own = OWN.iter().map(|example| Run {
+        example,
+        backend: story::BACKENDS.iter().find(|backend| example.starts_with(backend.name)),
+    });
+    portable.chain(own).collect()
+}
+
+impl Run {
+    /// What it is called in a report.
+    pub fn name(&self) -> String {
+        format!("example {} on {}", self.example, self.backend.map_or(story::MEMORY, |backend| backend.name))
+    }
+
+    /// Whether its broker is one of these.
+    pub fn is_at(&self, endpoints: &[Endpoint]) -> bool {
+        self.backend.is_none_or(|backend| backend.is_at(endpoints))
+    }
+
+    /// Runs it; its last line.
+    pub fn told(&self, endpoints: &[Endpoint]) -> Result<String> {
+        note(&format!("== {}", self.name()));
+        let start = Instant::now();
+        // All features, as the tests are built with: else every client would be built anew.
+        let mut run = cargo(&["run", "--quiet", "--package", "buqueue-examples", "--all-features"]);
+        run.args(["--example", self.example]).envs(self.environment(endpoints)?);
+        let last = last_line(&mut run)?;
+        note(&format!("{last} ({:.1} s)", start.elapsed().as_secs_f64()));
+        Ok(last)
+    }
+
+    /// As a user would run it.
+    fn command(&self, endpoints: &[Endpoint]) -> Result<String> {
+        let mut command = String::new();
+        for (variable, value) in self.environment(endpoints)? {
+            command.push_str(&format!("{variable}={value} "));
+        }
+        command.push_str("cargo run ");
+        if let Some(backend) = self.backend {
+            command.push_str(&format!("--features {} ", backend.name));
+        }
+        Ok(format!("{command}--example {}", self.example))
+    }
+
+    fn environment(&self, endpoints: &[Endpoint]) -> Result<Vec<(&'static str, String)>> {
+        let Some(backend) = self.backend else { return Ok(Vec::new()) };
+        let place = if PORTABLE.contains(&self.example) {
+            ("BROKER_URL", backend.url(endpoints)?)
+        } else {
+            (backend.address, backend.endpoint(endpoints)?.to_owned())
+        };
+        Ok(std::iter::once(place).chain(backend.credentials()).collect())
+    }
+}
+
+/// The last line of what a program prints, which must end well.
+fn last_line(program: &mut Command) -> Result<String> {
+    // What it says when it fails goes where ours does.
+    let output = program
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .output()
+        .context(|| format!("cannot start {program:?}"))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        return Err(Error::new(format!("{}, after {:?}", output.status, said.trim_end())));
+    }
+    let last = said.lines().last().unwrap_or_default();
+    if !last.starts_with('✓') {
+        bail!("its last line is {last:?}");
+    }
+    Ok(last.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::test::root;
+
+    #[test]
+    fn every_example_is_run() -> Result<()> {
+        let runs = all();
+        for entry in fs::read_dir(root().join("examples"))? {
+            let file = entry?.file_name().to_string_lossy().into_owned();
+            let Some(name) = file.strip_suffix(".rs").filter(|name| *name != "quickstart") else { continue };
+            assert!(runs.iter().any(|run| run.example == name), "{name} is not run");
+        }
+        assert!(OWN.iter().all(|name| runs.iter().any(|run| run.example == *name && run.backend.is_some())));
+        Ok(())
+    }
+
+    #[test]
+    fn a_program_that_fails_or_says_nothing_is_told() {
+        assert_eq!(last_line(Command::new("printf").arg("one\n✓ two\n")).ok().as_deref(), Some("✓ two"));
+        assert!(last_line(Command::new("printf").arg("✓ one\ntwo\n")).is_err());
+        assert!(last_line(&mut Command::new("false")).is_err());
+    }
+}
