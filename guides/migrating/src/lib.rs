@@ -1,1 +1,1 @@
-#![doc = include_str!("../migrating.md")]
+#![doc = include_str!("../../migrating.md")]
