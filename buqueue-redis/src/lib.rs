@@ -99,8 +99,8 @@
 //! * [`RedisConfig::group`] is created, at the beginning of the stream, before the groups beside it have acked what it is
 //!   to get: what all the others have done is deleted.
 //! * [`RedisConfig::consumer`] differs between running instances; the default does, where host and process do.
-//! * [`command_timeout`](RedisBuilderExt::command_timeout) (5 s by default): longer than a message of the largest size
-//!   takes to cross the network, and longer than a failover is to go unnoticed.
+//! * [`command_timeout`](RedisBuilderExt::command_timeout) (5 s by default): longer than the largest message takes to cross
+//!   the network. A server that is gone without a word is noticed after it.
 //! * [`deduplication_window`](RedisBuilderExt::deduplication_window) (5 minutes by default): longer than a sender goes on
 //!   trying; each id takes a key of memory for so long.
 //! * A consumer of the group always runs: it is consumers that send on what is due, take back what was not settled in
