@@ -22,7 +22,8 @@ use crate::{BuqueueError, ErrorKind, Message, MessageId, QueueFuture, QueueStats
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
 pub struct DlqConfig {
-    /// The queue (topic, stream, URL) that dead letters go to, named as in the backend's own config.
+    /// The queue (topic, stream, URL) that dead letters go to, named as in the backend's own config. Not empty, and not the
+    /// queue itself.
     pub destination: String,
     /// How many failed attempts a message is allowed. At least 1.
     pub max_receive_count: u32,

@@ -11,6 +11,7 @@
 //!   streams, each written once.
 //!
 //! Applications normally depend on the facade crate `buqueue`, which re-exports this one.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backoff;
 mod builder;

@@ -68,6 +68,8 @@ impl Visitor<'_> for Secret {
 #[macro_export]
 macro_rules! __deserialize_map_only {
     ($($config:ident)*) => {$(
+        // On the implementation itself, where documentation looks for it.
+        #[cfg(feature = "serde")]
         impl<'de> ::serde::Deserialize<'de> for $config {
             fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> ::std::result::Result<Self, D::Error> {
                 struct Map;

@@ -25,23 +25,26 @@ const LONGEST_TOPIC: usize = 249;
     serde(default, deny_unknown_fields, remote = "Self")
 )]
 pub struct KafkaConfig {
-    /// Some of the brokers, as `host:port`; the client learns of the others from them.
+    /// Some of the brokers, as `host:port`, at least one; the client learns of the others from them. Default:
+    /// `127.0.0.1:9092`.
     pub brokers: Vec<String>,
-    /// The topic. Created when it does not exist.
+    /// The topic: up to 235 letters, digits, `.`, `_` and `-`. Created when it does not exist. Default: `buqueue`.
     pub topic: String,
     /// The consumer group. Instances of one service use the same name and share the partitions; different services use
     /// different names and each get every message. A group for each topic is best: members of one group wait for each other
-    /// whenever one comes or goes, also where they read different topics.
+    /// whenever one comes or goes, also where they read different topics. Of letters, digits, `.`, `_` and `-`, and with the
+    /// topic 234 bytes at most, because the topic of its retries is named after both. Default: `buqueue`.
     pub group_id: String,
     /// Where a group begins that has not read the topic yet. Default: `Latest`, fixed when the consumer is built, so that
     /// what is sent after that is received also when the consumer restarts before it has read anything.
     pub offset_reset: OffsetReset,
     /// How producers compress. Default: not at all.
     pub compression: CompressionType,
-    /// How many partitions topics get that are created, which is how many consumers of a group work at the same time.
-    /// Default: 12.
+    /// How many partitions topics get that are created, which is how many consumers of a group work at the same time; topics
+    /// for retries get a quarter of that. Of no meaning for those that exist. At least 1. Default: 12.
     pub partitions: i32,
-    /// How many copies topics get that are created. Default: as the brokers say.
+    /// How many copies topics get that are created. At least 1, and no more than there are brokers. Default: as the brokers
+    /// say (`default.replication.factor`).
     pub replication_factor: Option<u16>,
     /// Encryption and credentials. Default: none.
     pub security: KafkaSecurity,
@@ -155,9 +158,9 @@ impl fmt::Debug for KafkaTls {
 pub struct KafkaSasl {
     /// How the password is shown to the brokers.
     pub mechanism: SaslMechanism,
-    /// The user.
+    /// The user. Must not be empty.
     pub username: String,
-    /// The password.
+    /// The password. Must not be empty.
     #[cfg_attr(feature = "serde", serde(deserialize_with = "buqueue_core::secret::deserialize"))]
     pub password: String,
 }
@@ -193,21 +196,22 @@ pub struct KafkaOptions {
 
 /// What can be said beyond [`KafkaConfig`].
 pub trait KafkaBuilderExt: Sized {
-    /// How long building waits for a broker. Default: 10 s.
+    /// How long building waits for a broker until it fails with `ConnectionLost`. At least 100 ms. Default: 10 s.
     #[must_use]
     fn connection_timeout(self, timeout: Duration) -> Self;
 
-    /// How long a message may take to be accepted, with all repetitions. Default: 10 s.
+    /// How long a message may take to be accepted, with all repetitions, until the send fails with `Timeout`; and how long
+    /// `queue_stats` may take. At least 100 ms. Default: 10 s.
     #[must_use]
     fn request_timeout(self, timeout: Duration) -> Self;
 
-    /// How many messages a consumer may hold that are not settled, those that are ready for the next call included. Default:
-    /// 1000. Behind them it reads ahead, 10 000 messages or 8 MiB at most.
+    /// How many messages a consumer may hold that are not settled, those that are ready for the next call included. At
+    /// least 1. Default: 1000. Behind them it reads ahead, 10 000 messages or 8 MiB at most.
     #[must_use]
     fn max_in_flight(self, messages: usize) -> Self;
 
-    /// How long a consumer that was killed keeps its partitions from the others. Default: 6 s, the least that brokers allow
-    /// by default (`group.min.session.timeout.ms`).
+    /// How long a consumer that was killed keeps its partitions from the others. From 100 ms to 1 h, and within what the
+    /// brokers allow. Default: 6 s, the least that they allow by default (`group.min.session.timeout.ms`).
     #[must_use]
     fn session_timeout(self, timeout: Duration) -> Self;
 

@@ -100,15 +100,92 @@
 //! there already and has others is refused with `InvalidConfig`. The topic's own retention counts for what is not done
 //! in time: what Kafka has deleted does not come.
 //!
+//! # Production checklist
+//!
+//! On the brokers:
+//!
+//! * Copies: `default.replication.factor=3`, or [`KafkaConfig::replication_factor`] 3. Topics that are created here (the
+//!   topic, the dead letter topic, the retry topic, the delay topic) get that many and no other setting of safety.
+//! * `min.insync.replicas=2`, of the brokers or of each of these topics, whose default is 1. buqueue sends with
+//!   `acks=all`, which promises no more copies than that.
+//! * `unclean.leader.election.enable=false`, the default: with `true` a copy that lags may lead, and what it has not is
+//!   lost.
+//! * `offsets.topic.replication.factor=3`, `transaction.state.log.replication.factor=3` and
+//!   `transaction.state.log.min.isr=2`, the defaults: acks lie in the one, schedules that are being sent on in the other.
+//! * `retention.ms` of the topic and of the retry topics: longer than the consumers may ever be behind. What it deletes
+//!   nobody gets, done or not; topics that are created here have the brokers' own, a week by default. `retention.bytes`
+//!   stays -1.
+//! * `retention.ms` of the dead letter topic: longer than it takes to look at dead letters, or -1.
+//! * `cleanup.policy=delete` for all of them: compaction drops a message when there is a newer one with its routing key,
+//!   and brokers refuse messages without a key.
+//! * The delay topic is created as it must be; made by hand it needs what is said under [Topics](#topics), and as many
+//!   copies.
+//! * `offsets.retention.minutes`, a week by default: longer than all consumers of a group may be away. After that the
+//!   group is new, and begins as [`KafkaConfig::offset_reset`] says: with `Latest` it misses what was sent meanwhile. It
+//!   holds for the group that is named after the delay topic as well: what was sent on may be sent on again.
+//! * `offset.metadata.max.bytes` is at least 4096, the default, or commits are refused.
+//! * `max.message.bytes` of the topic, the delay topic, the retry topics and the dead letter topic is the same: a message
+//!   goes through all of them. More than the default helps headers only; a payload has a million bytes at most.
+//! * `auto.create.topics.enable=false`, so that no topic is there with other partitions than [`KafkaConfig::partitions`]
+//!   because somebody has asked for it.
+//! * `transaction.max.timeout.ms` is at least 15 000, and `group.min.session.timeout.ms` at most
+//!   [`session_timeout`](KafkaBuilderExt::session_timeout); the defaults fit.
+//! * An ACL for each service, as under [Permissions](#permissions), and SASL over TLS: `Plain` shows the password to who
+//!   listens.
+//!
+//! In the configuration and around it:
+//!
+//! * [`KafkaConfig::brokers`] names more than one, so that one that is down does not keep a service from starting.
+//! * [`KafkaConfig::partitions`]: at least as many as consumers will ever run; one that has none waits. Added later, they
+//!   change which partition a routing key goes to, and with it the order of what is under way.
+//! * [`KafkaConfig::offset_reset`] is `Earliest` where a group must not miss what was sent before its first consumer was
+//!   built.
+//! * A group for each topic: members of one group stand still together whenever one of them comes or goes.
+//! * [`session_timeout`](KafkaBuilderExt::session_timeout): longer than a machine may stand still (6 s by default), or its
+//!   partitions go to others while its handlers work.
+//! * [`max_in_flight`](KafkaBuilderExt::max_in_flight): more than handlers run at the same time, with room for slow ones;
+//!   when so many are not settled no more are handed out.
+//! * A [dead letter queue](buqueue_core::QueueBuilder::dead_letter_queue): without one a message that fails is tried for
+//!   ever.
+//! * One consumer of the topic always runs, of whichever group: it is consumers that send on what was scheduled.
+//! * Clocks are synchronised: schedules and `nack_after` are as wrong as the clocks of who sends and who sends on differ.
+//!
 //! # Permissions
 //!
-//! To send: `WRITE` and `DESCRIBE` on the topic, for schedules on the delay topic as well; `DESCRIBE_CONFIGS` on the topic (without
-//! it trace context is added up to Kafka's default size of a record, whatever the topic takes). To receive: `READ` on the topic and
-//! the group; `READ`, `WRITE`, `DESCRIBE` on the delay topic and the retry topics of all groups, `DESCRIBE_CONFIGS` on the delay topic
-//! (without it its settings are not checked), `READ` on the group named after the delay topic,
-//! `WRITE` on the transactional id of that name and on the topic itself, `DELETE` on the delay topic, `WRITE` on the dead
-//! letter topic. `CREATE` where topics are to be created. For `queue_stats`: `DESCRIBE` on the topic, the group and its retry
-//! topic, and `READ` on the topics (without it markers count).
+//! To send: `WRITE` on the topic; for schedules on the delay topic as well. To receive: `READ` on the topic, on the group,
+//! on the delay topic, on the retry topics of all groups and on the group named after the delay topic; `WRITE` on the
+//! topic, the delay topic, the retry topics of all groups, the dead letter topic and the transactional id named after the
+//! delay topic; `DELETE` on the delay topic. Each consumer may become the one that sends on for all groups. `READ`,
+//! `WRITE` and `DELETE` include `DESCRIBE`.
+//!
+//! `DESCRIBE_CONFIGS` on the topic and the dead letter topic tells how large a message may be (without it trace context is
+//! added up to Kafka's default size of a record), on the delay topic whether its settings are right (without it they are
+//! not checked). `CREATE` on each topic, or on the cluster, where topics are to be created; who may not uses those that
+//! exist. Brokers before 2.8 want `IDEMPOTENT_WRITE` on the cluster beside each `WRITE`.
+//!
+//! For `queue_stats`: `DESCRIBE` on the topic, the group and its retry topic, and `READ` on the topics (without it markers
+//! count). For `dead_letter_stats` the same for the dead letter topic and `<dead letter topic>-<group>-buqueue-retry`,
+//! which mostly does not exist: brokers hide that from who may not describe it.
+//!
+//! For the topic `orders`, the group `billing` and the dead letter topic `orders-dead`; ACLs know no suffixes, so
+//! `orders-` is a prefix:
+//!
+//! ```sh
+//! acl() { kafka-acls --bootstrap-server localhost:9092 --add "$@"; }
+//! # The service that sends; the second line is for schedules.
+//! acl --allow-principal User:shop --operation Write --operation DescribeConfigs --topic orders
+//! acl --allow-principal User:shop --operation Write --operation DescribeConfigs --topic orders-buqueue-delay
+//! # The service that receives.
+//! acl --allow-principal User:billing --operation Read --operation Write --operation DescribeConfigs --topic orders
+//! acl --allow-principal User:billing --operation Read --operation Write --operation DescribeConfigs \
+//!     --topic orders- --resource-pattern-type prefixed
+//! acl --allow-principal User:billing --operation Delete --topic orders-buqueue-delay
+//! acl --allow-principal User:billing --operation Read --group billing
+//! acl --allow-principal User:billing --operation Read --group orders-buqueue-delay
+//! acl --allow-principal User:billing --operation Write --transactional-id orders-buqueue-delay
+//! # Where topics are to be created.
+//! acl --allow-principal User:billing --operation Create --topic orders --resource-pattern-type prefixed
+//! ```
 //!
 //! # Limits
 //!
@@ -128,6 +205,7 @@
 //! * A consumer that holds messages and closes stays a member for up to a minute, for their sake.
 //! * The client retries a send that was not answered; idempotence keeps it from being there twice as long as the producer
 //!   lives.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
 mod backlog;

@@ -15,7 +15,7 @@ use crate::MemoryBroker;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct MemoryConfig {
-    /// The queue's name in the broker. Default: `"queue"`.
+    /// The queue's name in the broker, not empty. Default: `"queue"`.
     pub queue: String,
     /// How many messages may wait in the queue, scheduled ones included; `send` waits while it is full, and
     /// goes on when a quarter is free or half a second has passed. What consumers
@@ -27,10 +27,11 @@ pub struct MemoryConfig {
     #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub lease: Duration,
     /// How long a deduplication id is remembered at least; zero means not at all. Default: 5 min. Fixed by the first
-    /// to open the queue.
+    /// to open the queue; at most 100 years.
     #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub deduplication_window: Duration,
     /// Where the queues live. A file and a URL cannot name it: what is read from them has a broker of its own.
+    /// Default: a fresh one.
     #[cfg_attr(feature = "serde", serde(skip))]
     pub broker: MemoryBroker,
 }

@@ -35,6 +35,23 @@
 //! ```
 //!
 //! As a URL ([`MemoryConfig::from_url`]): `memory://orders?capacity=1000`.
+//!
+//! # Production checklist
+//!
+//! Not for production, where a message must not be lost. For tests, and for work inside one process that may be done
+//! again.
+//!
+//! * The end of the process loses everything: what waits, what is scheduled, what was handed out, dead letters, remembered
+//!   deduplication ids. So does dropping the last producer, consumer and config of a broker.
+//! * Another process sees nothing of it: [`MemoryConfig::from_url`] and files give each call a broker of its own, in one
+//!   process too.
+//! * [`MemoryConfig::capacity`] (1 048 576 messages by default) is what bounds the memory, by number and not by bytes;
+//!   `send` waits while the queue is full, for ever where nobody receives. Dead letter queues have a capacity as well:
+//!   read them.
+//! * [`MemoryConfig::lease`] (30 s by default): above the longest time a handler takes, as on a broker.
+//! * A [dead letter queue](buqueue_core::QueueBuilder::dead_letter_queue): without one a message that fails is tried for
+//!   ever.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
 mod broker;

@@ -28,26 +28,29 @@ const SERVER_MAX_PAYLOAD: usize = 1024 * 1024;
 )]
 pub struct NatsConfig {
     /// Where the servers are: one URL, or several separated by commas. `nats://host:port`, `tls://host:port`; a user
-    /// and password, or a token, go before the host: `nats://user:password@host`, `nats://token@host`.
+    /// and password, or a token, go before the host: `nats://user:password@host`, `nats://token@host`. Default:
+    /// `nats://127.0.0.1:4222`.
     pub url: String,
-    /// A credentials file (`.creds`), for servers that work with accounts and JWTs.
+    /// A credentials file (`.creds`), for servers that work with accounts and JWTs. Default: none.
     pub credentials_file: Option<String>,
     /// The stream. Created when it does not exist; compared field by field when it does.
     pub jetstream: JetStreamConfig,
     /// The durable consumer. Instances of one service use the same name and share the messages; different services use
     /// different names and each get every message (not on a work queue stream, which has one). Created when it does
-    /// not exist; compared when it does.
+    /// not exist; compared when it does. A name as that of a stream. Default: `buqueue`.
     pub durable_consumer: String,
     /// Where to begin when the durable consumer is created; of no meaning when it exists already. A work queue stream
-    /// begins with everything that nobody has processed, whatever is said here: the server takes nothing else.
+    /// begins with everything that nobody has processed, whatever is said here: the server takes nothing else. Default:
+    /// [`DeliverPolicy::New`].
     pub deliver_policy: DeliverPolicy,
-    /// Must be [`AckPolicy::Explicit`].
+    /// Must be [`AckPolicy::Explicit`], which is the default.
     pub ack_policy: AckPolicy,
     /// The lease: a message that is not settled this long after it was delivered is delivered again. Set it well above
-    /// the longest time a handler needs.
+    /// the longest time a handler needs. At least 100 ms. Default: 30 s.
     #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub ack_wait: Duration,
-    /// How many messages all consumers of the durable together may hold unsettled; -1 means unlimited.
+    /// How many messages all consumers of the durable together may hold unsettled, those that wait for the end of
+    /// `nack_after` included; -1 means unlimited. At least 1, or -1. Default: 1000.
     pub max_ack_pending: i64,
 }
 
@@ -87,32 +90,34 @@ impl fmt::Debug for NatsConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct JetStreamConfig {
-    /// The stream's name, unique in the account: no spaces, no `.`, `*`, `>`, `/`, `\`.
+    /// The stream's name, unique in the account: no spaces, no `.`, `*`, `>`, `/`, `\`. Default: `buqueue`.
     pub stream_name: String,
     /// Which subjects the stream captures. A message whose routing key is one of them is published under it; any other
     /// goes to the first of these, with each wildcard replaced by `_` (`orders.>` makes `orders._`), and its key
-    /// travels in a header.
+    /// travels in a header. At least one. Default: `buqueue.>`.
     pub subjects: Vec<String>,
-    /// Where the server keeps the messages.
+    /// Where the server keeps the messages. Default: [`StorageType::File`].
     pub storage: StorageType,
-    /// Messages older than this are deleted, processed or not; zero keeps them for ever.
+    /// Messages older than this are deleted, processed or not; zero keeps them for ever. At least 100 ms, or zero. Default:
+    /// 7 days.
     #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub max_age: Duration,
-    /// When messages are deleted.
+    /// When messages are deleted. Default: [`RetentionPolicy::WorkQueue`].
     pub retention: RetentionPolicy,
-    /// The most messages in the stream; -1 means no limit.
+    /// The most messages in the stream; -1 means no limit. At least 1, or -1. Default: -1.
     pub max_messages: i64,
-    /// The most bytes in the stream; -1 means no limit.
+    /// The most bytes in the stream; -1 means no limit. At least 1, or -1. Default: -1.
     pub max_bytes: i64,
-    /// The largest message in bytes, headers included; -1 means the server's own limit.
+    /// The largest message in bytes, headers included; -1 means the server's own limit. At least 1, or -1. Default: -1.
     pub max_message_size: i32,
-    /// On how many servers of a cluster the stream lies.
+    /// On how many servers of a cluster the stream lies: 1 to 5. A server that is no cluster has one, whatever is said.
+    /// Default: 1.
     pub num_replicas: usize,
-    /// How long the stream remembers deduplication ids. Capped at `max_age`.
+    /// How long the stream remembers deduplication ids. Capped at `max_age`. At least 100 ms. Default: 2 minutes.
     #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub duplicate_window: Duration,
     /// What a full stream does; of no meaning without `max_messages` or `max_bytes`. The server has no schedules in a
-    /// stream that is limited and refuses: `send_at` then goes by a second stream.
+    /// stream that is limited and refuses: `send_at` then goes by a second stream. Default: [`DiscardPolicy::New`].
     pub discard: DiscardPolicy,
 }
 
@@ -372,19 +377,20 @@ impl NatsConfig {
 
 /// Options of the NATS backend beyond [`NatsConfig`], for its builder.
 pub trait NatsBuilderExt: Sized {
-    /// How long connecting may take until it fails with `ConnectionLost`. Default: 10 s.
+    /// How long connecting may take until it fails with `ConnectionLost`. At least 1 ms. Default: 10 s.
     #[must_use]
     fn connection_timeout(self, timeout: Duration) -> Self;
 
-    /// How long the server may take to answer a request: a send, an ack, a look at the queue. Default: 5 s.
+    /// How long the server may take to answer a request (a send, an ack, a look at the queue) until that fails with
+    /// `Timeout`. At least 1 ms. Default: 5 s.
     #[must_use]
     fn request_timeout(self, timeout: Duration) -> Self;
 
-    /// A PEM file with the certificates that a `tls://` server's own must come from, beside the system's.
+    /// A PEM file with the certificates that a `tls://` server's own must come from, beside the system's. Default: none.
     #[must_use]
     fn root_certificates(self, file: impl Into<PathBuf>) -> Self;
 
-    /// PEM files with the certificate and the key that this client shows a server that asks.
+    /// PEM files with the certificate and the key that this client shows a server that asks. Default: none.
     #[must_use]
     fn client_certificate(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self;
 
@@ -393,7 +399,7 @@ pub trait NatsBuilderExt: Sized {
     #[must_use]
     fn plain_acks(self) -> Self;
 
-    /// The most messages that a fast consumer reads ahead of its handler; about 4 MiB in any case. Default: 500.
+    /// The most messages that a fast consumer reads ahead of its handler; about 4 MiB in any case. At least 1. Default: 500.
     #[must_use]
     fn read_ahead(self, messages: usize) -> Self;
 }

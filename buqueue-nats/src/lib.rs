@@ -64,13 +64,98 @@
 //! or what lies in `<stream>_buqueue_delay`; `None` where there is neither. Two requests, side by side; three where the server has no
 //! schedules of its own. Where many schedules wait, the server walks over all of them for it.
 //!
+//! # Production checklist
+//!
+//! On the servers:
+//!
+//! * Three servers in a cluster, and [`JetStreamConfig::num_replicas`] 3: the default, 1, is one copy. On a server that is
+//!   no cluster it becomes 1 whatever is said. All names in [`NatsConfig::url`], so that one that is down keeps nobody
+//!   from starting.
+//! * [`JetStreamConfig::storage`] stays [`StorageType::File`]: `Memory` is lost with its server.
+//! * `jetstream { sync_interval: always }` where what was confirmed must survive that all replicas lose power; the default
+//!   is two minutes, and much faster.
+//! * Servers from 2.12 on, which keep schedules themselves; before, one consumer of the stream must run for anything to
+//!   become due.
+//! * Limits of the account: room on disk for `num_replicas` copies of what waits, a stream for the queue and one for its
+//!   dead letters, one more for each of them where `<stream>_buqueue_delay` is used, and a consumer for each durable. A
+//!   full account refuses sends as `Throttled`, and dead letters stay where they are.
+//! * `max_payload` of the server is 1 MiB or more: what is promised to fit counts on that.
+//! * Permissions for each service, as below, and `tls://`.
+//! * Nobody edits the stream or the durable beside the configuration: they are compared field by field when a service
+//!   starts, and one that differs is `InvalidConfig`. Change both together.
+//!
+//! In the configuration:
+//!
+//! * [`NatsConfig::ack_wait`]: well above the longest time a handler takes (30 s by default). What takes longer is
+//!   delivered to somebody else as well, unless it calls `extend_visibility`.
+//! * [`NatsConfig::max_ack_pending`] (1000 by default): above the handlers of all instances together, with what they read
+//!   ahead and with all that waits for the end of `nack_after`. The server counts those too, and delivers nothing more to
+//!   anybody while so many are pending.
+//! * [`JetStreamConfig::max_age`] (7 days by default): longer than the consumers may ever be behind, or zero. What is
+//!   older is deleted, processed or not.
+//! * [`JetStreamConfig::discard`] stays [`DiscardPolicy::New`] where `max_messages` or `max_bytes` is set: a full stream
+//!   refuses sends as `Throttled`; with `Old` it deletes what nobody has processed. Alarm before it is full.
+//! * The dead letter stream has the settings of the queue's: retention, `max_age`, limits. Dead letters that nobody looks
+//!   at in `max_age` are deleted. On an interest stream they are dropped at once while no durable is there for them:
+//!   create it first.
+//! * [`RetentionPolicy::Interest`] keeps only what a durable is there for: each durable exists before the first send.
+//! * [`NatsConfig::deliver_policy`] is [`DeliverPolicy::All`] where a new durable must not miss what is in the stream
+//!   already; a work queue begins with all of it anyway.
+//! * A durable that somebody else has made has the stream's subjects as its filter: without one it is given the schedules
+//!   that wait in the stream, at once.
+//! * [`JetStreamConfig::duplicate_window`] (2 minutes by default): longer than a sender goes on trying.
+//! * [`plain_acks`](NatsBuilderExt::plain_acks) stays off where a message that comes again costs more than the answer to
+//!   an ack.
+//! * A [dead letter queue](buqueue_core::QueueBuilder::dead_letter_queue): without one a message that fails is tried for
+//!   ever, and the server has no limit of its own here.
+//! * Clocks are synchronised, also between senders and servers: a schedule is a time.
+//!
 //! # Permissions
 //!
-//! To publish: the stream's subjects, `_buqueue.schedule.>`, and `$JS.API.STREAM.INFO.<stream>`. To count:
-//! `$JS.API.STREAM.INFO.<stream>`, that of `<stream>_buqueue_delay` where there is one, and
-//! `$JS.API.CONSUMER.INFO.<stream>.<durable>`, of producers too. To consume:
-//! `$JS.API.CONSUMER.INFO.…`, `$JS.API.CONSUMER.MSG.NEXT.…`, `$JS.ACK.…`, and to subscribe to `_INBOX.>`. To create what is not there:
-//! `$JS.API.STREAM.CREATE.…`, `STREAM.UPDATE`, `CONSUMER.DURABLE.CREATE`. What is there already needs no right to create.
+//! All: to subscribe to `_INBOX.>`, where answers and messages come, and to publish to `$JS.API.STREAM.INFO.<stream>`.
+//!
+//! To send: to publish to the stream's subjects, for schedules to `_buqueue.schedule.<stream>.>`. To receive: to publish
+//! to `$JS.API.CONSUMER.INFO.<stream>.<durable>`, `$JS.API.CONSUMER.MSG.NEXT.<stream>.<durable>` and
+//! `$JS.ACK.<stream>.<durable>.>`; with a dead letter queue also to `<dead letter stream>.>` and
+//! `$JS.API.STREAM.INFO.<dead letter stream>`.
+//!
+//! Where `<stream>_buqueue_delay` keeps the schedules, all need `$JS.API.STREAM.INFO.<stream>_buqueue_delay` and
+//! `$JS.API.CONSUMER.INFO.<stream>_buqueue_delay.mover`; senders `_buqueue.delay.<stream>`; consumers the stream's own
+//! subjects, `$JS.API.CONSUMER.MSG.NEXT.<stream>_buqueue_delay.mover` and `$JS.ACK.<stream>_buqueue_delay.mover.>`.
+//!
+//! To count: the `STREAM.INFO` and `CONSUMER.INFO` of above, also for senders; for the dead letters
+//! `$JS.API.CONSUMER.INFO.<dead letter stream>.<durable>`. To create what is not there: `$JS.API.STREAM.CREATE.<stream>`
+//! and `$JS.API.CONSUMER.DURABLE.CREATE.<stream>.<durable>`, likewise for the dead letter stream and for the delay stream
+//! with its `mover`; `$JS.API.STREAM.UPDATE.<stream>` to switch schedules on in a stream that was there before. What is
+//! there already needs no right to create.
+//!
+//! For the stream `ORDERS` with the subjects `orders.>`, the durable `billing` and the dead letter stream `ORDERS_DEAD`,
+//! on servers from 2.12 on:
+//!
+//! ```text
+//! authorization {
+//!   users: [
+//!     { user: shop, password: $SHOP_PASSWORD, permissions: {
+//!       publish: { allow: [
+//!         "orders.>", "_buqueue.schedule.ORDERS.>", "$JS.API.STREAM.INFO.ORDERS"
+//!       ] }
+//!       subscribe: { allow: ["_INBOX.>"] }
+//!     } }
+//!     { user: billing, password: $BILLING_PASSWORD, permissions: {
+//!       publish: { allow: [
+//!         "$JS.API.STREAM.INFO.ORDERS", "$JS.API.CONSUMER.INFO.ORDERS.billing",
+//!         "$JS.API.CONSUMER.MSG.NEXT.ORDERS.billing", "$JS.ACK.ORDERS.billing.>",
+//!         "ORDERS_DEAD.>", "$JS.API.STREAM.INFO.ORDERS_DEAD", "$JS.API.CONSUMER.INFO.ORDERS_DEAD.billing",
+//!         # Where streams and durables are to be created.
+//!         "$JS.API.STREAM.CREATE.ORDERS", "$JS.API.STREAM.CREATE.ORDERS_DEAD",
+//!         "$JS.API.STREAM.UPDATE.ORDERS", "$JS.API.STREAM.UPDATE.ORDERS_DEAD",
+//!         "$JS.API.CONSUMER.DURABLE.CREATE.ORDERS.billing"
+//!       ] }
+//!       subscribe: { allow: ["_INBOX.>"] }
+//!     } }
+//!   ]
+//! }
+//! ```
 //!
 //! # Limits
 //!
@@ -94,6 +179,7 @@
 //!   (async-nats 0.51).
 //! * JetStream answers before the disk has the message (`sync_interval`, two minutes by default): a machine that loses
 //!   power loses them. One replica is one copy.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
 mod config;

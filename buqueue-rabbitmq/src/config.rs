@@ -24,22 +24,24 @@ pub(crate) const SHORT_MAX: usize = 255;
 )]
 pub struct RabbitMqConfig {
     /// Where the broker is: `amqp://user:password@host:port/vhost`, or `amqps://…` over TLS. The vhost `/` is written
-    /// `%2F`.
+    /// `%2F`. One host, which is none of IPv6. Default: `amqp://guest:guest@127.0.0.1:5672/%2F`.
     pub url: String,
     /// The queue that is consumed; and, without an exchange, published to. Declared when it does not exist; compared
-    /// when it does.
+    /// when it does. Up to 255 bytes, not beginning with `amq.`. Default: `buqueue`.
     pub queue: String,
     /// Quorum queues are replicated, and the broker counts their deliveries. On classic queues buqueue counts, at the
-    /// cost of one more publish for every failed attempt.
+    /// cost of one more publish for every failed attempt. Default: [`QueueType::Quorum`].
     pub queue_type: QueueType,
-    /// Whether the queue survives a restart of the broker. Quorum queues always do, whatever is said here.
+    /// Whether the queue survives a restart of the broker. Quorum queues always do, whatever is said here. Default: yes.
     pub durable: bool,
-    /// The exchange that is published to, and how the queue is bound to it; `None` publishes to the queue itself.
+    /// The exchange that is published to, and how the queue is bound to it; `None` publishes to the queue itself. Default:
+    /// `None`.
     pub exchange: Option<ExchangeConfig>,
-    /// How long connecting may take until it fails with `ConnectionLost`.
+    /// How long connecting may take until it fails with `ConnectionLost`. At least 1 ms. Default: 10 s.
     #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub connection_timeout: Duration,
-    /// The most messages that a consumer holds unsettled. It works up to that while its handlers are fast.
+    /// The most messages that a consumer holds unsettled. It works up to that while its handlers are fast. At least 1.
+    /// Default: 200.
     pub prefetch_count: u16,
 }
 
@@ -100,12 +102,13 @@ impl QueueType {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields))]
 pub struct ExchangeConfig {
-    /// The exchange's name. Declared when it does not exist; compared when it does.
+    /// The exchange's name, up to 255 bytes, not beginning with `amq.`. Declared when it does not exist; compared when it
+    /// does.
     pub name: String,
     /// How it routes.
     pub kind: ExchangeKind,
     /// Which messages come to the queue: a pattern for `Topic`, the very key for `Direct`; of no meaning for `Fanout`.
-    /// For `Headers`, pairs as in `x-match=any,region=eu`; `x-match` is `all` where it is not given.
+    /// For `Headers`, pairs as in `x-match=any,region=eu`; `x-match` is `all` where it is not given. Up to 255 bytes.
     pub binding_key: String,
     /// Whether the exchange survives a restart of the broker.
     pub durable: bool,
@@ -252,26 +255,27 @@ pub(crate) fn binding_arguments(binding_key: &str) -> Result<Vec<(String, String
 
 /// Options of the RabbitMQ backend beyond [`RabbitMqConfig`], for its builder.
 pub trait RabbitMqBuilderExt: Sized {
-    /// How long the broker may take to confirm a message or to answer a request. Default: 5 s.
+    /// How long the broker may take to confirm a message or to answer a request until that fails with `Timeout`. At least
+    /// 1 ms. Default: 5 s.
     #[must_use]
     fn operation_timeout(self, timeout: Duration) -> Self;
 
     /// How long a peer may be silent until the connection is given up, in whole seconds; a value in the URL goes
-    /// before it. Default: 4 s.
+    /// before it. At least 1 s. Default: 4 s.
     #[must_use]
     fn heartbeat(self, heartbeat: Duration) -> Self;
 
-    /// Certificates, in PEM, that an `amqps://` broker's own must come from, beside the system's.
+    /// Certificates, in PEM, that an `amqps://` broker's own must come from, beside the system's. Default: none.
     #[must_use]
     fn root_certificates(self, pem: impl Into<String>) -> Self;
 
-    /// The largest payload that is sent. Brokers up to 3.x take 128 MiB by default, 4.x take 16 MiB
-    /// (`max_message_size`). Default: 16 MiB.
+    /// The largest payload that is sent, in bytes; a larger one is `PayloadTooLarge`. Brokers up to 3.x take 128 MiB by
+    /// default, 4.x take 16 MiB (`max_message_size`). Default: 16 MiB.
     #[must_use]
     fn max_payload(self, bytes: usize) -> Self;
 
     /// The name that the queues and exchanges for delays begin with. Applications that share it share their level
-    /// queues; one per application keeps them apart. Default: `buqueue`.
+    /// queues; one per application keeps them apart. From 1 to 100 bytes. Default: `buqueue`.
     #[must_use]
     fn delay_prefix(self, prefix: impl Into<String>) -> Self;
 }

@@ -72,10 +72,77 @@
 //! take a quorum queue that has no leader for empty. A consumer's monitor asks on a second connection, made when it is first
 //! needed. A queue that was deleted is `NotFound`, until a send or a consumer declares it again.
 //!
+//! # Production checklist
+//!
+//! On the broker:
+//!
+//! * A cluster of three nodes, and [`QueueType::Quorum`], the default: a message is confirmed when most of the nodes have
+//!   it. The queues for delays and orphans are quorum queues in any case. A classic queue lies on one node, and is gone
+//!   while that is.
+//! * [`RabbitMqConfig::url`] names one host: a load balancer or a name of DNS in front of the nodes, so that a node that
+//!   is down keeps nobody from connecting.
+//! * No policy sets `delivery-limit` on these queues: the broker takes the lower of it and the limit that they are
+//!   declared with, and drops a message before buqueue's `max_receive_count` is reached.
+//! * No policy sets `message-ttl` or `expires` on the queue and the dead letter queue: what is older is deleted, processed
+//!   or not.
+//! * `max-length` and `max-length-bytes` by policy only together with `overflow: reject-publish`: a full queue then
+//!   refuses sends as `Throttled`; the default, `drop-head`, deletes what nobody has processed.
+//! * No policy matches `buqueue.delay.*` ([`delay_prefix`](RabbitMqBuilderExt::delay_prefix)): a shorter time makes
+//!   schedules early, a limit of length refuses them. Patterns like `.*` do match.
+//! * Alarms of memory and disk (`vm_memory_high_watermark`, `disk_free_limit`) are watched: while one is on, the broker
+//!   blocks whoever publishes, sends are `Throttled`, and so are `nack_after` and dead letters, which are copies.
+//! * `consumer_timeout` (30 minutes by default): longer than the longest handler. After it the broker closes the channel,
+//!   and all that the consumer holds comes again.
+//! * `max_message_size` of the broker is at least [`max_payload`](RabbitMqBuilderExt::max_payload).
+//! * `dead_letter_worker_publisher_confirm_timeout` 5000 in `advanced.config`, as under
+//!   [Delays](#delays-without-a-plugin).
+//! * `<prefix>.delay.orphans` is watched: what lies there was due for a queue that is gone, and nobody reads it.
+//! * A user for each service with permissions as below, in a vhost of their own, and `amqps://`; never `guest`.
+//!
+//! In the configuration:
+//!
+//! * [`RabbitMqConfig::durable`] stays `true` where the queue is classic; so does [`ExchangeConfig::durable`].
+//! * [`heartbeat`](RabbitMqBuilderExt::heartbeat) (4 s by default): a peer that is silent for longer is given up. More
+//!   where a network stands still for longer than that.
+//! * [`operation_timeout`](RabbitMqBuilderExt::operation_timeout) (5 s by default): longer than the broker takes to
+//!   confirm under load; what is not confirmed in time is an error, and may be in the queue all the same.
+//! * [`RabbitMqConfig::prefetch_count`] (200 by default): at least as many as handlers run at the same time. What a
+//!   process that dies has read ahead has used up an attempt.
+//! * [`delay_prefix`](RabbitMqBuilderExt::delay_prefix): one for each application that schedules much; all that share it
+//!   share its level queues. The same for senders and consumers of a queue.
+//! * An exchange keeps nothing: the queue must be bound before the first send, or sends are `NotFound`. Consumers, and
+//!   senders with the same configuration, declare and bind it.
+//! * A [dead letter queue](buqueue_core::QueueBuilder::dead_letter_queue): without one a message that fails is tried for
+//!   ever, since the queue's own limit is out of reach.
+//! * Clocks are right where `send_at` is called: the time left is reckoned there.
+//!
 //! # Permissions
 //!
+//! *Write* on the exchange that is published to, which without an [`ExchangeConfig`], for dead letters and for a message
+//! that failed on a classic queue is the default one, `amq.default`; for schedules and `nack_after` on `<prefix>.delay.*`.
+//! *Read* on the queue to receive. To count and to look whether a queue is there needs none.
+//!
+//! To declare: *configure* on the queue, the dead letter queue, the exchange and `<prefix>.delay.*`; *write* on the queues
+//! and the exchanges that are bound to; *read* on the exchanges that are bound from, and, for dead-lettering and the
+//! alternate exchange among the delays, *read* and *write* on `<prefix>.delay.*`. Senders and consumers both declare,
+//! schedules and `nack_after` declare level queues when they first need them.
+//!
+//! For the queue `orders`, the exchange `domain-events` and the dead letter queue `orders-dead`, in the vhost `shop`:
+//!
+//! ```sh
+//! # May declare: configure, write, read.
+//! rabbitmqctl set_permissions -p shop orders-service \
+//!     '^(orders|orders-dead|domain-events|buqueue\.delay\..*)$' \
+//!     '^(orders|orders-dead|domain-events|buqueue\.delay\..*|amq\.default)$' \
+//!     '^(orders|domain-events|buqueue\.delay\..*)$'
+//! # May not: an operator has declared everything.
+//! rabbitmqctl set_permissions -p shop orders-service \
+//!     '^$' '^(domain-events|buqueue\.delay\..*|amq\.default)$' '^orders$'
+//! ```
+//!
 //! Where the application may not declare, what exists is used; what is missing is told in one error that lists every
-//! queue, exchange and binding with its arguments.
+//! queue, exchange and binding with its arguments. Write on `amq.default` is write on every queue of the vhost. Topic
+//! permissions, where a user has some, must allow all keys on `<prefix>.delay.*`.
 //!
 //! # Limits
 //!
@@ -93,6 +160,7 @@
 //!   A process that ends by itself in that time brings those messages back.
 //! * Messages that were read ahead and that nobody takes for 10 s are given back, which counts as an attempt.
 //! * Bindings cannot be verified over AMQP.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
 mod config;

@@ -34,24 +34,27 @@ pub struct RedisConfig {
     /// * `redis+sentinel://[[user]:password@]host:port[,host:port…]/service[/db]`; `rediss+sentinel://…` over TLS.
     ///   Sentinels that have a password of their own take it as `?sentinel_password=…`.
     /// * `redis+unix:///path`
+    ///
+    /// Default: `redis://127.0.0.1:6379`.
     pub url: String,
-    /// The key of the stream. Created when it does not exist.
+    /// The key of the stream, not empty. Created when it does not exist. Default: `buqueue`.
     pub stream: String,
     /// The consumer group: its members share the messages, and every group gets every message. Created when it
     /// does not exist, at the beginning of the stream; what the groups before it have all finished is deleted and
     /// does not come to it. A group that is no longer used keeps entries from being deleted: destroy it with
-    /// `XGROUP DESTROY`.
+    /// `XGROUP DESTROY`. Not empty. Default: `buqueue`.
     pub group: String,
-    /// The name of this consumer in the group; give every running instance its own.
+    /// The name of this consumer in the group; give every running instance its own. Not empty. Default: the host and the
+    /// process, `HOSTNAME-pid`.
     pub consumer: String,
     /// The most entries that one read asks for, and hence the largest batch; up to 10 000. Of large messages a read
-    /// asks for fewer, about 4 MiB.
+    /// asks for fewer, about 4 MiB. At least 1. Default: 100.
     pub read_count: usize,
-    /// How long one read waits at the server, in milliseconds. Receiving waits for as long as it takes whatever is
-    /// set here; 0 stands for 2000, and more than that is treated as 2000, so that a dead connection is noticed.
+    /// How long one read waits at the server, in milliseconds. Receiving waits for as long as it takes whatever is set
+    /// here; 0 stands for 2000, and more than that is treated as 2000, so that a dead connection is noticed. Default: 2000.
     pub block_ms: u64,
     /// The lease: a message that is not settled this long after it was read goes to somebody else. Set it well
-    /// above the longest time a handler needs.
+    /// above the longest time a handler needs. At least 10 ms. Default: 60 s.
     #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub pending_timeout: Duration,
 }
@@ -178,20 +181,20 @@ impl fmt::Debug for RedisOptions {
 
 /// The options beyond [`RedisConfig`].
 pub trait RedisBuilderExt {
-    /// How long `build_*` may take to reach the server. Default: 10 s.
+    /// How long `build_*` may take to reach the server until it fails with `ConnectionLost`. At least 1 ms. Default: 10 s.
     #[must_use]
     fn connection_timeout(self, timeout: Duration) -> Self;
 
-    /// How long one command may take. Default: 5 s.
+    /// How long one command may take until what needs it fails with `Timeout`. At least 1 ms. Default: 5 s.
     #[must_use]
     fn command_timeout(self, timeout: Duration) -> Self;
 
-    /// For how long a deduplication id is remembered. Default: 5 min.
+    /// For how long a deduplication id is remembered. At least 1 ms. Default: 5 min.
     #[must_use]
     fn deduplication_window(self, window: Duration) -> Self;
 
-    /// Connects to a cluster through these nodes, given as URLs or as `host:port`. Credentials are
-    /// those of the config's URL; where it has some, those in the nodes' own URLs do not count. Default: none, the server is no cluster.
+    /// Connects to a cluster through these nodes, given as URLs or as `host:port`. Credentials are those of the config's
+    /// URL; where it has some, those in the nodes' own URLs do not count. Default: none, the server is no cluster.
     #[must_use]
     fn cluster_nodes(self, nodes: Vec<String>) -> Self;
 
@@ -200,7 +203,7 @@ pub trait RedisBuilderExt {
     fn ca_certificate(self, pem: impl Into<Vec<u8>>) -> Self;
 
     /// The largest payload that is sent, in bytes. Default: 1 MiB below the server's default limit of 512 MiB; set
-    /// it where `proto-max-bulk-len` is lower.
+    /// it where `proto-max-bulk-len` is lower. At most 512 MiB; a larger payload is `PayloadTooLarge`.
     #[must_use]
     fn max_payload(self, bytes: usize) -> Self;
 }

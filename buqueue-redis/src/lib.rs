@@ -65,11 +65,75 @@
 //! does not know how far one of several groups lags; it then looks at a thousand entries or a megabyte, and if there are
 //! more, what other groups still need is counted too.
 //!
+//! # Production checklist
+//!
+//! On the server:
+//!
+//! * `appendonly yes`, and on a disk that outlives the machine: without it a restart loses the stream, the schedules and
+//!   who holds what. Snapshots (`save`) alone lose what came since the last one.
+//! * `appendfsync always` where a confirmed message must survive a crash; `everysec` loses a second, and up to two while
+//!   the disk is slow. `no` leaves it to the system.
+//! * `maxmemory` set, and `maxmemory-policy noeviction`: any other policy may evict a queue as a whole. At the limit sends
+//!   fail as `Throttled`, and lose nothing.
+//! * Memory for all that waits, with room beside: messages, schedules, retries, dead letters and deduplication ids all lie
+//!   there. Watch [`queue_stats`](buqueue_core::Producer::queue_stats); nothing expires by itself but deduplication ids.
+//! * A replica, and Sentinel (`redis+sentinel://…`) or Cluster to fail over. Replication is asynchronous: a failover loses
+//!   what was confirmed and not replicated. buqueue does not wait for replicas.
+//! * `min-replicas-to-write 1` with `min-replicas-max-lag 10`: a server that has lost its replicas refuses writes, as
+//!   `Throttled`, in place of taking what a failover would lose.
+//! * Cluster: all keys of a queue share one slot, so one queue is as fast as one node; more queues spread. Braces in a
+//!   stream's name must be a hash tag.
+//! * `timeout 0` and `tcp-keepalive 300`, the defaults: buqueue finds dead connections itself, and one that the server
+//!   closes for being idle is only made anew.
+//! * `proto-max-bulk-len` is above [`max_payload`](RedisBuilderExt::max_payload).
+//! * Nothing else trims, deletes, claims or renames these keys: no `XTRIM`, `XDEL`, `XCLAIM`, `XAUTOCLAIM`, no `MAXLEN` of
+//!   others who write to the stream, no `FLUSHDB`. No expiry on the keys.
+//! * No groups that nobody uses: one keeps every entry from being deleted until `XGROUP DESTROY` removes it.
+//! * `{stream}:broken` is empty: what lies there nobody reads.
+//! * An ACL for each service, as below, and `rediss://`.
+//!
+//! In the configuration:
+//!
+//! * [`RedisConfig::pending_timeout`] (60 s by default): well above the longest time a handler takes, and the same in all
+//!   consumers of the group. What takes longer goes to somebody else as well, unless it calls `extend_visibility`.
+//! * [`RedisConfig::group`] is created, at the beginning of the stream, before the groups beside it have acked what it is
+//!   to get: what all the others have done is deleted.
+//! * [`RedisConfig::consumer`] differs between running instances; the default does, where host and process do.
+//! * [`command_timeout`](RedisBuilderExt::command_timeout) (5 s by default): longer than the largest message takes to cross
+//!   the network. A server that is gone without a word is noticed after it.
+//! * [`deduplication_window`](RedisBuilderExt::deduplication_window) (5 minutes by default): longer than a sender goes on
+//!   trying; each id takes a key of memory for so long.
+//! * A consumer of the group always runs: it is consumers that send on what is due, take back what was not settled in
+//!   time, and delete what every group is done with.
+//! * A [dead letter queue](buqueue_core::QueueBuilder::dead_letter_queue): without one a message that fails is tried for
+//!   ever.
+//!
 //! # Permissions
 //!
-//! On these keys: `XADD XREADGROUP XACK XDEL XRANGE XPENDING XCLAIM XGROUP XINFO XTRIM ZADD ZREM ZSCORE
-//! ZRANGE ZRANGEBYSCORE ZREMRANGEBYSCORE RPUSH GET SET EXISTS TYPE`, and for `queue_stats` `XLEN ZCOUNT`; besides `EVAL EVALSHA TIME PING CLIENT|ID
-//! CLIENT|UNBLOCK`. Where `CLIENT UNBLOCK` is not allowed, reads wait in short turns instead.
+//! On the stream and [its keys](#keys), and on those of the dead letter stream. To send: `XADD TYPE`, for schedules
+//! `ZADD`, with deduplication ids `GET SET`. To receive: `XREADGROUP XADD XACK XDEL XRANGE XPENDING XCLAIM XGROUP XINFO
+//! XTRIM ZADD ZREM ZSCORE ZRANGE ZRANGEBYSCORE ZREMRANGEBYSCORE RPUSH EXISTS TYPE`. For `queue_stats` `XLEN ZCOUNT EXISTS
+//! XINFO XRANGE`. Besides, all need `EVAL EVALSHA TIME PING`, and consumers `CLIENT|ID CLIENT|UNBLOCK`: where these are
+//! not allowed, reads wait in short turns instead. `SELECT` for another database than 0. Through sentinels `ROLE` (or
+//! `INFO`) on the server, and `SENTINEL ROLE` at the sentinels; in a cluster `CLUSTER|SLOTS ASKING`. `CLIENT|SETINFO` is
+//! tried, and its refusal passed over.
+//!
+//! For the stream `orders` and the dead letter stream `orders-dead`, a service that sends and receives:
+//!
+//! ```sh
+//! redis-cli ACL SETUSER shop on '>secret' resetchannels -@all \
+//!     resetkeys '~orders' '~{orders}:*' '~orders-dead' '~{orders-dead}:*' \
+//!     +xadd +xreadgroup +xack +xdel +xrange +xlen +xpending +xclaim +xgroup +xinfo +xtrim \
+//!     +zadd +zrem +zscore +zcount +zrange +zrangebyscore +zremrangebyscore +rpush +get +set +exists +type \
+//!     +eval +evalsha +time +ping +select '+client|id' '+client|unblock'
+//! ```
+//!
+//! With sentinels add `+role`, in a cluster `'+cluster|slots' +asking`. Who only sends, and does not count:
+//!
+//! ```sh
+//! redis-cli ACL SETUSER sender on '>secret' resetchannels -@all resetkeys '~orders' '~{orders}:*' \
+//!     +xadd +zadd +get +set +type +eval +evalsha +time +ping +select
+//! ```
 //!
 //! # Limits
 //!
@@ -86,6 +150,7 @@
 //! * A second program that calls `XCLAIM`, `XAUTOCLAIM`, `XDEL` or `XTRIM` on these streams takes messages away.
 //! * A message that a process had read ahead when it was killed has used up an attempt, although no handler saw it.
 //!   buqueue reads ahead only while the consumer is fast, and never what has failed before.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
 mod config;

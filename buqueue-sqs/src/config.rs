@@ -30,13 +30,14 @@ const LONGEST_WAIT: Duration = Duration::from_secs(20);
     serde(default, deny_unknown_fields, remote = "Self")
 )]
 pub struct SqsConfig {
-    /// The whole URL of the queue. A name that ends in `.fifo` makes it a FIFO queue.
+    /// The whole URL of the queue. A name that ends in `.fifo` makes it a FIFO queue. A name has 1 to 80 letters, digits,
+    /// `-` and `_`. Default: none, it must be said.
     pub queue_url: String,
-    /// The AWS region that the queue lies in.
+    /// The AWS region that the queue lies in; the one of the URL, where that names one. Default: `us-east-1`.
     pub region: String,
     /// The lease: how long a received message is hidden from other consumers. Set it well above twice the longest time
     /// a handler needs: where messages come fast they are received ahead, and up to half of it may be over when one is
-    /// handed out.
+    /// handed out. Default: 30 s.
     pub visibility_timeout: VisibilityTimeout,
     /// Where to send requests, for an emulator or a VPC endpoint. Default: the host of the queue's URL, unless it is
     /// one of AWS's own, which the region tells.
@@ -122,17 +123,18 @@ impl fmt::Debug for SqsOptions {
 
 /// What can be said beyond [`SqsConfig`].
 pub trait SqsBuilderExt: Sized {
-    /// How long building waits for the service. Default: 10 s.
+    /// How long building waits for the service until it fails with `ConnectionLost`. Not zero. Default: 10 s.
     #[must_use]
     fn connection_timeout(self, timeout: Duration) -> Self;
 
-    /// How long a request may take, with all its repetitions; one of them takes half of it at most. Default: 10 s.
-    /// A receive is not repeated; it takes a third of it, and at least 3 s, beyond the time that it waits for messages.
+    /// How long a request may take, with all its repetitions, until what needs it fails with `Timeout`; one of them takes
+    /// half of it at most. Not zero. Default: 10 s. A receive is not repeated; it takes a third of it, and at least 3 s,
+    /// beyond the time that it waits for messages.
     #[must_use]
     fn request_timeout(self, timeout: Duration) -> Self;
 
-    /// How long the queue itself delays a message at most; longer schedules take the way of the relay queue. Default,
-    /// and the most that SQS can do: 15 minutes.
+    /// How long the queue itself delays a message at most; longer schedules take the way of the relay queue. At least 1 s.
+    /// Default, and the most that SQS can do: 15 minutes.
     #[must_use]
     fn longest_delay(self, delay: Duration) -> Self;
 
@@ -142,7 +144,7 @@ pub trait SqsBuilderExt: Sized {
 
     /// A client of your own, with everything that can be said about one: proxies, retries, interceptors. `region`,
     /// `endpoint_url`, the credentials and the timeouts said here are then its own business, but for receives: they are
-    /// not repeated, and have the timeout that they have with any client.
+    /// not repeated, and have the timeout that they have with any client. Default: one that is made here.
     #[must_use]
     fn client(self, client: Client) -> Self;
 }

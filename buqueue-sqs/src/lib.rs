@@ -76,15 +76,103 @@
 //! relay; `None` where the credentials may not look at that. A message that is just sent on from there may be counted twice
 //! for a moment. Two requests, side by side; without a relay the second one finds nothing and costs the same.
 //!
+//! # Production checklist
+//!
+//! At AWS:
+//!
+//! * `MessageRetentionPeriod` 1 209 600 (14 days, the most) of the queue, the dead letter queue and the relay. Queues that
+//!   are created here have it; one that was made otherwise has 4 days. What is older is deleted, processed or not.
+//! * Somebody looks at dead letters within those 14 days: they are new messages, whose time begins when they die.
+//! * A consumer of the queue runs at least every few days: schedules beyond 15 minutes are sent on by consumers, each step
+//!   begins the retention anew, and what nobody sends on for 14 days is deleted.
+//! * A redrive policy of the queue's own is best left out. Where there is one, its `maxReceiveCount` is far above
+//!   buqueue's `max_receive_count`, ten times and more: SQS counts what is received ahead and given back as well.
+//! * The relay has none: what the queue does not take is received there again each second.
+//! * The dead letter queue is FIFO where the queue is, and `MaximumMessageSize` of it and of the relay is not below the
+//!   queue's.
+//! * In flight at most 120 000 messages of a queue: SQS hands out no more beyond that, and what waits for the end of
+//!   `nack_after` is in flight.
+//! * FIFO queues made by hand need `FifoQueue` only: buqueue always says a deduplication id. Those that are created here
+//!   have the usual throughput, 300 requests a second, of ten messages each.
+//! * High throughput on a FIFO queue (`FifoThroughputLimit=perMessageGroupId` and `DeduplicationScope=messageGroup`) only
+//!   where every message has a routing key: one without is a group of its own, and SQS would deduplicate it with nothing,
+//!   nor drop the second copy of a schedule.
+//! * A key of your own (SSE-KMS) is set on the relay and the dead letter queue too, which are created without; see below
+//!   for its permissions.
+//! * Queues are made beforehand, with [`create_queue`](SqsConfig::create_queue) `false`, where tags, keys or policies are
+//!   required; the relay too: `<name>-buqueue-relay`, or for a FIFO queue `<name>-buqueue-relay-fifo`, a standard queue in
+//!   both cases.
+//! * An alarm on `ApproximateAgeOfOldestMessage` of the queue, the relay and the dead letter queue.
+//!
+//! In the configuration:
+//!
+//! * [`SqsConfig::visibility_timeout`] (30 s by default): well above twice the longest time a handler takes, since up to
+//!   half of it may be over when a message is handed out. What takes longer goes to somebody else as well, unless it calls
+//!   `extend_visibility`, which reaches 12 hours from the receive.
+//! * [`SqsConfig::wait_time`] (5 s by default): 20 s costs the fewest requests on an idle queue, and notices a connection
+//!   that has died silently as much later.
+//! * [`SqsConfig::region`] is that of the queue, and credentials come from a role and not from keys in a file.
+//! * [`SqsConfig::fair_queues`] where one key must not hold up the others of a standard queue.
+//! * Handlers take the same message twice: a standard queue delivers twice by itself, also after an ack.
+//! * A [dead letter queue](buqueue_core::QueueBuilder::dead_letter_queue): without one, and without a redrive policy, a
+//!   message that fails is tried for ever.
+//!
 //! # Permissions
 //!
 //! To send: `sqs:SendMessage` and `sqs:GetQueueAttributes`. To receive: `sqs:ReceiveMessage`, `sqs:DeleteMessage`,
-//! `sqs:ChangeMessageVisibility`, `sqs:GetQueueAttributes`, and `sqs:SendMessage` on the dead letter queue. Where there
-//! are schedules beyond 15 minutes or on FIFO queues, or retries beyond 12 hours: producers need `sqs:SendMessage` on the
-//! relay, and consumers all of these on the relay and `sqs:SendMessage` on the queue itself. **Consumers that lack them leave
-//! the relay alone** and only say so in the log, once, because most queues have none. To count: `sqs:GetQueueAttributes`, on
-//! the relay too. `sqs:CreateQueue` where queues are to be created; set
-//! [`create_queue`](SqsConfig::create_queue) to `false` where they are not.
+//! `sqs:ChangeMessageVisibility`, `sqs:GetQueueAttributes`, and `sqs:SendMessage` and `sqs:GetQueueAttributes` on the dead
+//! letter queue. Where there are schedules beyond 15 minutes or on FIFO queues, or retries beyond 12 hours: producers need
+//! `sqs:SendMessage` on the relay, and consumers all of these on the relay and `sqs:SendMessage` on the queue itself.
+//! **Consumers that lack them leave the relay alone** and only say so in the log, once, because most queues have none. To
+//! count: `sqs:GetQueueAttributes`, on the relay and the dead letter queue too. `sqs:CreateQueue` and
+//! `sqs:GetQueueAttributes` where queues are to be created, on the relay for producers as well: it is who sends first that
+//! finds it missing. Set [`create_queue`](SqsConfig::create_queue) to `false` where they are not.
+//!
+//! With a key of your own who sends needs `kms:GenerateDataKey` and `kms:Decrypt` on it, who receives `kms:Decrypt`; a
+//! consumer of buqueue also sends, to the dead letter queue and the relay, and needs both.
+//!
+//! For the queue `orders` and the dead letter queue `orders-dead`, a service that sends and receives:
+//!
+//! ```json
+//! {
+//!   "Version": "2012-10-17",
+//!   "Statement": [
+//!     {
+//!       "Sid": "QueueAndRelay",
+//!       "Effect": "Allow",
+//!       "Action": [
+//!         "sqs:SendMessage",
+//!         "sqs:ReceiveMessage",
+//!         "sqs:DeleteMessage",
+//!         "sqs:ChangeMessageVisibility",
+//!         "sqs:GetQueueAttributes"
+//!       ],
+//!       "Resource": [
+//!         "arn:aws:sqs:eu-west-1:123456789012:orders",
+//!         "arn:aws:sqs:eu-west-1:123456789012:orders-buqueue-relay"
+//!       ]
+//!     },
+//!     {
+//!       "Sid": "DeadLetters",
+//!       "Effect": "Allow",
+//!       "Action": ["sqs:SendMessage", "sqs:GetQueueAttributes"],
+//!       "Resource": "arn:aws:sqs:eu-west-1:123456789012:orders-dead"
+//!     },
+//!     {
+//!       "Sid": "WhereQueuesAreToBeCreated",
+//!       "Effect": "Allow",
+//!       "Action": "sqs:CreateQueue",
+//!       "Resource": "arn:aws:sqs:eu-west-1:123456789012:orders*"
+//!     },
+//!     {
+//!       "Sid": "WithAKeyOfYourOwn",
+//!       "Effect": "Allow",
+//!       "Action": ["kms:GenerateDataKey", "kms:Decrypt"],
+//!       "Resource": "arn:aws:kms:eu-west-1:123456789012:key/11111111-2222-3333-4444-555555555555"
+//!     }
+//!   ]
+//! }
+//! ```
 //!
 //! # Limits
 //!
@@ -109,6 +197,7 @@
 //! * A connection that dies without a word is noticed after [`wait_time`](SqsConfig::wait_time) and a third of the request
 //!   timeout. What SQS has sent on it is visible again when its lease ends.
 //! * Connections that are idle for three seconds are closed; a producer that sends less often connects anew each time.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backend;
 mod config;

@@ -1,4 +1,10 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Guides
+//!
+//! [Migrating to buqueue](https://github.com/buqueue/buqueue/blob/main/guides/migrating.md), from omniqueue, rdkafka, async-nats,
+//! aws-sdk-sqs, lapin and redis. What to configure before production is in the crate documentation of each backend, under
+//! *Production checklist*.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use buqueue_core::*;

@@ -265,6 +265,8 @@ impl Drop for Processing {
     }
 }
 
+// The module has it already; documentation of crates that re-export this looks for it here.
+#[cfg(feature = "tracing")]
 impl Delivery {
     /// The span of this message, open from its receipt until it is settled; a child of the span that sent it.
     ///
