@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
+use crate::package;
 use crate::process::{note, say};
 use crate::story::{self, Backend};
 use crate::test::cargo;
@@ -46,6 +47,7 @@ pub fn command(arguments: &[String]) -> Result<()> {
     let mut names: Vec<&str> = runs.iter().filter_map(|run| Some(run.backend?.name)).collect();
     names.sort_unstable();
     names.dedup();
+    build()?;
     let endpoints = brokers::up(&names)?;
     let mut failed = 0;
     for run in &runs {
@@ -62,6 +64,19 @@ pub fn command(arguments: &[String]) -> Result<()> {
     }
     say(&format!("{} runs of {} examples: each did what it says", runs.len(), PORTABLE.len() + OWN.len()));
     Ok(())
+}
+
+/// Builds all of them just as the tests are built, with every feature of the whole workspace: with those of one package
+/// every client would be built anew.
+pub fn build() -> Result<()> {
+    let mut build = cargo(&["build", "--quiet", "--workspace", "--all-features", "--examples"]);
+    let status = build.status().context(|| format!("cannot start {build:?}"))?;
+    if status.success() { Ok(()) } else { bail!("the examples cannot be built: {status}") }
+}
+
+/// An example that is built.
+pub fn program(name: &str) -> Result<Command> {
+    Ok(Command::new(package::target()?.join("debug/examples").join(name)))
 }
 
 /// Every example on every backend that it takes.
@@ -90,10 +105,7 @@ impl Run {
     pub fn told(&self, endpoints: &[Endpoint]) -> Result<String> {
         note(&format!("== {}", self.name()));
         let start = Instant::now();
-        // All features, as the tests are built with: else every client would be built anew.
-        let mut run = cargo(&["run", "--quiet", "--package", "buqueue-examples", "--all-features"]);
-        run.args(["--example", self.example]).envs(self.environment(endpoints)?);
-        let last = last_line(&mut run)?;
+        let last = last_line(program(self.example)?.envs(self.environment(endpoints)?))?;
         note(&format!("{last} ({:.1} s)", start.elapsed().as_secs_f64()));
         Ok(last)
     }

@@ -142,7 +142,7 @@ fn version(name: &str) -> Result<String> {
 }
 
 /// Where cargo puts what it makes.
-fn target() -> Result<PathBuf> {
+pub fn target() -> Result<PathBuf> {
     let metadata = output(&mut cargo(&["metadata", "--no-deps", "--format-version", "1"]))?;
     let path = metadata.split_once("\"target_directory\":\"").and_then(|(_, rest)| rest.split('"').next());
     path.map(PathBuf::from).ok_or_else(|| Error::new("cargo does not say where its target folder is"))

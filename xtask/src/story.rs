@@ -2,8 +2,8 @@
 
 use crate::brokers::{self, Endpoint};
 use crate::error::{Error, Result, bail};
+use crate::examples;
 use crate::process::{output, say};
-use crate::test::cargo;
 
 pub const ARGUMENTS: &str = "[BACKEND…]";
 pub const ABOUT: &str = "    Starts the brokers, runs the quickstart on each backend, prints its story once, and says where it was told
@@ -44,6 +44,7 @@ pub fn command(arguments: &[String]) -> Result<()> {
     if let Some(unknown) = arguments.iter().find(|name| !known().any(|known| known == name.as_str())) {
         bail!("no backend {unknown:?}; known are {}", known().collect::<Vec<_>>().join(", "));
     }
+    examples::build()?;
     let first = on_memory()?;
     print!("{first}");
     say(&format!("told by {MEMORY}"));
@@ -60,7 +61,7 @@ pub fn command(arguments: &[String]) -> Result<()> {
 
 /// The story, which needs no broker there.
 pub fn on_memory() -> Result<String> {
-    tell(&mut quickstart())
+    tell(&mut examples::program("quickstart")?)
 }
 
 impl Backend {
@@ -91,7 +92,7 @@ impl Backend {
 
     /// Tells the story there, which must be the one that is known.
     pub fn told_as(&self, known: &str, endpoints: &[Endpoint]) -> Result<String> {
-        let mut quickstart = quickstart();
+        let mut quickstart = examples::program("quickstart")?;
         quickstart.env("BROKER_URL", self.url(endpoints)?).envs(self.credentials());
         let told = tell(&mut quickstart)?;
         if let Some((here, there)) = known.lines().zip(told.lines()).find(|(here, there)| here != there) {
@@ -102,11 +103,6 @@ impl Backend {
         }
         Ok("word for word".to_owned())
     }
-}
-
-/// With all features, as the tests are built.
-fn quickstart() -> std::process::Command {
-    cargo(&["run", "--quiet", "--package", "buqueue-examples", "--all-features", "--example", "quickstart"])
 }
 
 /// Without its first line, which names the backend.

@@ -124,6 +124,8 @@ pub fn command(arguments: &[String]) -> Result<()> {
         docs.env("RUSTDOCFLAGS", "-D warnings");
         report.step("docs", docs)?;
         report.check("dependency tree", dependency_tree());
+        // Nothing is left to do, where the tests were built.
+        report.timed("examples", || examples::build().map(|()| String::new()));
         let known = story::on_memory();
         for backend in story::BACKENDS.iter().filter(|backend| backend.is_at(&environment)) {
             if let Ok(known) = &known {
