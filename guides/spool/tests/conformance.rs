@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,6 +40,10 @@ impl Harness for Spool {
             lease: setup.lease,
             ..SpoolConfig::default()
         })
+    }
+
+    fn broker_addr(&self) -> Hook<SocketAddr> {
+        Err(Excluded::new("there is no connection to a directory"))
     }
 
     async fn restart_broker(&self) -> Hook<()> {
