@@ -13,9 +13,11 @@ use serde::Deserialize;
 pub struct SpoolConfig {
     /// Where the queues lie. Must be there already: a disk that is not mounted is not to be written beneath. No default.
     pub directory: PathBuf,
-    /// The name of the queue, which is created when it is not there: 1 to 200 bytes, no `/`, no `.` at the beginning. No default.
+    /// The name of the queue, which is created when it is not there: 1 to 200 bytes, no `/`, no `.` at the beginning. No
+    /// default.
     pub queue: String,
-    /// How long a delivery stays with its consumer unsettled before it goes to another. From 1 ms to 100 years. Default: 30 s.
+    /// How long a delivery stays with its consumer unsettled before it goes to another. From 1 ms to 100 years.
+    /// Default: 30 s.
     #[serde(with = "buqueue_core::duration")]
     pub lease: Duration,
     /// How long a consumer that waits looks away at most. From 1 ms to 500 ms. Default: 100 ms.

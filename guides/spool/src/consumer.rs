@@ -95,7 +95,12 @@ impl Hand {
 
     fn take(&self, max: usize, reclaimed: &mut usize) -> Result<bool> {
         let mut inside = self.lock();
-        while !inside.closed && inside.taken.len() < max {
+        // What was taken first waits for the rest, and its lease runs.
+        let enough = Instant::now() + self.lease / 10;
+        while !inside.closed
+            && inside.taken.len() < max
+            && (inside.taken.is_empty() || Instant::now() < enough)
+        {
             if inside.visible.is_empty() && inside.taken.is_empty() {
                 inside.visible = self.spool.visible(LOOK_MAX)?;
             }

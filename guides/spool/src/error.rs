@@ -28,7 +28,8 @@ pub(crate) fn expired() -> BuqueueError {
     BuqueueError::new(ErrorKind::LeaseExpired, "the file is gone or has another name")
 }
 
-/// Does what may block on a thread for that. Begins with the first poll, and then goes on to its end even when the future is dropped.
+/// Does what may block on a thread for that. Begins with the first poll, and then goes on to its end even when the
+/// future is dropped.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

@@ -39,8 +39,8 @@
 //! | dead letter queue | another queue of the same directory |
 //!
 //! A name is `place.id.attempts.first-failed.leased-until`: times in microseconds since 1970, and all numbers but the
-//! attempts in hexadecimal. A rename is atomic and takes the old name away from everybody else, so a process may be killed at any
-//! point: a message has one name at any time, and that name says all there is to say of it.
+//! attempts in hexadecimal. A rename is atomic and takes the old name away from everybody else, so a process may be killed
+//! at any point: a message has one name at any time, and that name says all there is to say of it.
 //!
 //! A file with any other name is a message too: the whole of it is the payload. Write it elsewhere in the same file
 //! system and `mv` it into `messages`.
@@ -49,10 +49,10 @@
 //!
 //! * Order, schedules and leases go by the clock of the machine. When that is set back, what has a time waits until the time
 //!   has come again, also what was sent just before.
-//! * After a power loss, what `send` and `send_at` have answered with `Ok` is there. Settling is not synced: an acked message may be
-//!   there again, and a failed one with an older count.
-//! * A waiting consumer looks again and again, up to [`SpoolConfig::poll_interval`] apart, and reads the names of all messages each
-//!   time. A queue of hundreds of thousands of messages is slow.
+//! * After a power loss, what `send` and `send_at` have answered with `Ok` is there. Settling is not synced: an acked message
+//!   may be there again, and a failed one with an older count.
+//! * A waiting consumer looks again and again, up to [`SpoolConfig::poll_interval`] apart, and reads all names each time. A
+//!   queue of hundreds of thousands of messages is slow.
 //! * Local file systems of Unix only. On a network file system a rename may be carried out and be reported as failed.
 //!
 //! `queue_stats` counts names: as ready what a consumer may take now, as in flight what is leased, as scheduled what has
