@@ -210,7 +210,8 @@ pub trait Harness: Sized + Send + Sync + 'static {
         Vec::new()
     }
 
-    /// Which numbers of [`QueueStats`](buqueue_core::QueueStats) the broker tells. Default: all.
+    /// Which numbers of [`QueueStats`](buqueue_core::QueueStats) the broker tells. Default: all. A backend that does not
+    /// count at all leaves out the cases of `stats` by [`keeps`](Self::keeps).
     #[must_use]
     fn counts(&self) -> Counts {
         Counts { held: Held::Apart, scheduled: true }

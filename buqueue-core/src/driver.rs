@@ -142,6 +142,10 @@ pub trait Producer: fmt::Debug + Send + Sync + 'static {
 }
 
 /// The receiving half of a backend.
+///
+/// A consumer that is dropped need not have been closed. Core then gives back what the driver has handed it; what the driver
+/// itself has fetched ahead is the driver's to give back, in its own `Drop`: in the background where a runtime is there, or by
+/// the lease.
 pub trait Consumer: fmt::Debug + Send + 'static {
     /// Appends up to `max` deliveries that can be had without any I/O and without waiting.
     ///
@@ -159,6 +163,7 @@ pub trait Consumer: fmt::Debug + Send + 'static {
     /// - Cancel-safe: when the future is dropped, no message is lost, and none is delayed by more than its lease.
     /// - Reconnects by itself, but never sleeps to retry: it returns the error, and core backs off and calls again.
     /// - A foreign or malformed record becomes a delivery with what could be read of it.
+    /// - What was appended before an error is kept, and handed out.
     fn fetch(
         &mut self,
         max: NonZeroUsize,
@@ -177,6 +182,7 @@ pub trait Control: fmt::Debug + Send + Sync + 'static {
     /// # Behavior
     /// - What was fetched and not handed out is visible to other consumers when the future ends, without having
     ///   counted as an attempt where the broker allows it.
+    /// - May come while a fetch is under way, or after one was dropped: what that still brings goes back, too.
     /// - Deliveries that are in flight can still be settled afterwards.
     /// - Idempotent. A later fetch returns empty-handed.
     fn close(&self) -> QueueFuture<'_, Result<()>>;
@@ -252,7 +258,8 @@ pub trait Lease: Send + Sync + 'static {
         self.nack(index, Duration::ZERO)
     }
 
-    /// The time limit starts again and ends `by` from now; `Ok` where there is none.
+    /// The time limit starts again and ends `by` from now; `Ok` where there is none. However long `by` is, nothing
+    /// overflows: it is cut to what the broker takes, or refused.
     fn extend(&self, index: u32, by: Duration) -> QueueFuture<'_, Result<()>>;
 
     /// The delivery was dropped unsettled: nack it in the background, or leave it to the time limit.

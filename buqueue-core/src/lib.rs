@@ -6,11 +6,13 @@
 //!   [`Consumer`], [`DeliveryStream`], [`ShutdownHandle`], [`DlqConfig`], [`BuqueueError`].
 //! * **For backend authors:** [`driver`], the seam a broker's adapter implements, and the tools it may use:
 //!   [`Backoff`], [`Coalescer`], [`Complaints`], [`Mailbox`], [`FirstFailures`], [`percent`], and [`url`], [`duration`] and [`secret`]
-//!   for configurations.
+//!   for configurations. The guide [Write your own backend] builds a small one, step by step.
 //! * **Between the two**, private: validation, the dead letter verdict, in-flight accounting, shutdown and
 //!   streams, each written once.
 //!
 //! Applications normally depend on the facade crate `buqueue`, which re-exports this one.
+//!
+//! [Write your own backend]: https://github.com/buqueue/buqueue/blob/main/guides/own-backend.md
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backoff;

@@ -1,0 +1,119 @@
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use buqueue_core::driver::{Lease, Received};
+use buqueue_core::{Message, MessageId, QueueFuture, Result};
+use tokio::runtime::Handle;
+
+use crate::convert;
+use crate::error::{blocking, expired};
+use crate::spool::{Entry, Spool};
+use crate::state::{State, now, time};
+
+/// One message that a consumer has taken. Knows its file, and needs no consumer.
+#[derive(Debug)]
+pub(crate) struct SpoolLease {
+    message: Message,
+    /// As it was taken.
+    taken: State,
+    held: Arc<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    spool: Arc<Spool>,
+    /// As this consumer has left it. Locked only where blocking is allowed: the file is renamed under the lock.
+    state: Mutex<State>,
+}
+
+impl SpoolLease {
+    /// Takes the message, unless somebody else has.
+    pub(crate) fn take(spool: &Arc<Spool>, entry: &Entry, lease: Duration) -> Result<Option<Self>> {
+        let state = entry.state.taken(now(), lease);
+        if !spool.change(&entry.file, &state)? {
+            return Ok(None);
+        }
+        let Some(content) = spool.read(&state)? else { return Ok(None) };
+        Ok(Some(Self {
+            message: convert::from_bytes(content),
+            taken: state.clone(),
+            held: Arc::new(Held { spool: Arc::clone(spool), state: Mutex::new(state) }),
+        }))
+    }
+
+    /// Whether nobody else can have taken it yet.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.taken.leased_until > now()
+    }
+
+    pub(crate) fn give_back(&self) -> Result<()> {
+        self.held.change(State::released)
+    }
+
+    pub(crate) fn into_received(self) -> Received {
+        let (delivery_count, first_failed_at) = (self.taken.attempts, time(self.taken.first_failed));
+        Received { lease: Arc::new(self), index: 0, delivery_count, first_failed_at }
+    }
+
+    fn settle(&self, work: impl FnOnce(&Held) -> Result<()> + Send + 'static) -> QueueFuture<'_, Result<()>> {
+        let held = Arc::clone(&self.held);
+        QueueFuture::pending(blocking(move || work(&held)))
+    }
+}
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The name is the proof: whoever took the message after us has given it another.
+    fn change(&self, to: impl FnOnce(&State) -> State) -> Result<()> {
+        let mut state = self.lock();
+        let next = to(&state);
+        if !self.spool.change(state.to_string().as_ref(), &next)? {
+            return Err(expired());
+        }
+        *state = next;
+        Ok(())
+    }
+
+    fn remove(&self) -> Result<()> {
+        if self.spool.remove(&self.lock())? { Ok(()) } else { Err(expired()) }
+    }
+}
+
+impl Lease for SpoolLease {
+    fn message(&self, _: u32) -> &Message {
+        &self.message
+    }
+
+    fn message_id(&self, _: u32) -> MessageId {
+        MessageId::from(self.taken.id.as_str())
+    }
+
+    fn ack(&self, _: u32) -> QueueFuture<'_, Result<()>> {
+        self.settle(Held::remove)
+    }
+
+    fn nack(&self, _: u32, after: Duration) -> QueueFuture<'_, Result<()>> {
+        self.settle(move |held| held.change(|state| state.failed(now(), after)))
+    }
+
+    fn release(&self, _: u32) -> QueueFuture<'_, Result<()>> {
+        self.settle(|held| held.change(State::released))
+    }
+
+    fn extend(&self, _: u32, by: Duration) -> QueueFuture<'_, Result<()>> {
+        self.settle(move |held| held.change(|state| state.extended(now(), by)))
+    }
+
+    fn abandon(&self, _: u32) {
+        // Outside a runtime the end of the lease brings it back.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let held = Arc::clone(&self.held);
+        drop(runtime.spawn_blocking(move || {
+            let failed = held.change(|state| state.failed(now(), Duration::ZERO));
+            failed.unwrap_or_else(|error| held.spool.complain(&error));
+        }));
+    }
+}
