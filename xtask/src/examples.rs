@@ -1,7 +1,8 @@
 //! The examples, each on the broker it is for, and those that take any on every backend.
 
 use std::process::{Command, Stdio};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
@@ -49,21 +50,43 @@ pub fn command(arguments: &[String]) -> Result<()> {
     names.dedup();
     build()?;
     let endpoints = brokers::up(&names)?;
+    let outcomes = run(&runs.iter().collect::<Vec<_>>(), &endpoints);
     let mut failed = 0;
-    for run in &runs {
-        match run.told(&endpoints) {
-            Ok(told) => say(&format!("{}\n    {told}", run.command(&endpoints)?)),
-            Err(error) => {
-                failed += 1;
-                say(&format!("{}\n    FAILED: {error}", run.command(&endpoints)?));
-            }
-        }
+    for (run, outcome) in runs.iter().zip(outcomes) {
+        let told = outcome.told.unwrap_or_else(|error| {
+            failed += 1;
+            format!("FAILED: {error}")
+        });
+        say(&format!("{}\n    {told}", run.command(&endpoints)?));
     }
     if failed > 0 {
         bail!("{failed} of {} runs failed", runs.len());
     }
     say(&format!("{} runs of {} examples: each did what it says", runs.len(), PORTABLE.len() + OWN.len()));
     Ok(())
+}
+
+/// What came of a run: the last line that was printed.
+pub struct Outcome {
+    pub took: Duration,
+    pub told: Result<String>,
+}
+
+/// Runs several at a time: they mostly wait.
+pub fn run(runs: &[&Run], endpoints: &[Endpoint]) -> Vec<Outcome> {
+    let side_by_side = |runs: &[&Run]| -> Vec<Outcome> {
+        thread::scope(|scope| {
+            let threads: Vec<_> = runs.iter().map(|run| scope.spawn(|| run.outcome(endpoints))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| Outcome::lost())).collect()
+        })
+    };
+    runs.chunks(6).flat_map(side_by_side).collect()
+}
+
+impl Outcome {
+    fn lost() -> Self {
+        Self { took: Duration::ZERO, told: Err(Error::new("nobody knows what came of it")) }
+    }
 }
 
 /// Builds all of them just as the tests are built, with every feature of the whole workspace: with those of one package
@@ -101,13 +124,16 @@ impl Run {
         self.backend.is_none_or(|backend| backend.is_at(endpoints))
     }
 
-    /// Runs it; its last line.
-    pub fn told(&self, endpoints: &[Endpoint]) -> Result<String> {
+    fn outcome(&self, endpoints: &[Endpoint]) -> Outcome {
         note(&format!("== {}", self.name()));
         let start = Instant::now();
-        let last = last_line(program(self.example)?.envs(self.environment(endpoints)?))?;
-        note(&format!("{last} ({:.1} s)", start.elapsed().as_secs_f64()));
-        Ok(last)
+        let told = self.told(endpoints);
+        Outcome { took: start.elapsed(), told }
+    }
+
+    /// Runs it; its last line.
+    fn told(&self, endpoints: &[Endpoint]) -> Result<String> {
+        last_line(program(self.example)?.envs(self.environment(endpoints)?))
     }
 
     /// As a user would run it.

@@ -134,8 +134,10 @@ pub fn command(arguments: &[String]) -> Result<()> {
             }
         }
         report.check("quickstart on memory", known.map(|_| String::new()));
-        for run in examples::all().iter().filter(|run| run.is_at(&environment)) {
-            report.timed(&run.name(), || run.told(&environment));
+        let examples = examples::all();
+        let examples: Vec<_> = examples.iter().filter(|run| run.is_at(&environment)).collect();
+        for (run, outcome) in examples.iter().zip(examples::run(&examples, &environment)) {
+            report.steps.push((run.name(), outcome.took, outcome.told));
         }
         for (tool, arguments) in [("cargo-deny", ["deny", "check"].as_slice()), ("typos", &[])] {
             if find_program(tool).is_none() {
