@@ -218,7 +218,8 @@ impl<'a> UrlQuery<'a> {
         self.pairs.iter().any(|(other, _)| other == key)
     }
 
-    /// Takes these pairs out as they were written, for a client that reads them itself: `?key=value&…`, or nothing.
+    /// Takes these pairs out as they were written, for a client that reads them itself: `?key=value&…`, or nothing. A `+` is
+    /// a plus here, and a blank to most of those clients, so it is encoded.
     pub fn keep(&mut self, keys: &[&'static str]) -> String {
         let mut kept = String::new();
         for key in keys {
@@ -226,7 +227,7 @@ impl<'a> UrlQuery<'a> {
                 kept.push(if kept.is_empty() { '?' } else { '&' });
                 kept.push_str(key);
                 kept.push('=');
-                kept.push_str(raw);
+                kept.push_str(&raw.replace('+', "%2B"));
             }
         }
         kept
@@ -448,8 +449,8 @@ mod tests {
 
     #[test]
     fn what_a_client_reads_is_kept_as_it_is() {
-        let mut query = query("b=%zz&x=1&a=2");
-        assert_eq!(query.keep(&["a", "b", "c"]), "?a=2&b=%zz");
+        let mut query = query("b=%zz&x=1&a=2+3");
+        assert_eq!(query.keep(&["a", "b", "c"]), "?a=2%2B3&b=%zz");
         assert_eq!(query.keep(&["d"]), "");
         refused(query.finish(), "url: unknown key \"x\"; known are a, b, c, d");
     }

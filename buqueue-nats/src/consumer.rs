@@ -38,7 +38,7 @@ impl Shared {
 
     /// How old a message may be when it is handed out, so that there is time left to handle it.
     pub(crate) fn stale_after(&self) -> Duration {
-        self.session.ack_wait * 3 / 4
+        self.session.ack_wait / 4 * 3
     }
 }
 

@@ -1,5 +1,6 @@
 //! The user's configuration, and what the builder adds to it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(20);
 ///
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. As the configuration of
 /// any backend it cannot be written: most hold credentials, and what can be written gets logged.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
     derive(serde::Deserialize),
@@ -52,6 +53,29 @@ pub struct SqsConfig {
     /// Whether a queue that does not exist is created, in the account of the credentials, with a retention of 14 days.
     /// Default: yes. What exists is never changed.
     pub create_queue: bool,
+}
+
+/// URLs have no credentials here, and one that has is refused when the queue is built; it is not shown before that either.
+impl fmt::Debug for SqsConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqsConfig")
+            .field("queue_url", &redact(&self.queue_url))
+            .field("region", &self.region)
+            .field("visibility_timeout", &self.visibility_timeout)
+            .field("endpoint_url", &self.endpoint_url.as_deref().map(redact))
+            .field("wait_time", &self.wait_time)
+            .field("fair_queues", &self.fair_queues)
+            .field("create_queue", &self.create_queue)
+            .finish()
+    }
+}
+
+/// What stands before an `@` may be a password.
+fn redact(url: &str) -> Cow<'_, str> {
+    match url.rsplit_once('@') {
+        Some((_, rest)) => format!("…@{rest}").into(),
+        None => url.into(),
+    }
 }
 
 impl Default for SqsConfig {
@@ -339,6 +363,17 @@ buqueue_core::__deserialize_map_only!(SqsConfig);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_password_that_does_not_belong_there_is_not_shown() {
+        let config = SqsConfig {
+            queue_url: "http://u:canary@h/1/q".to_owned(),
+            endpoint_url: Some("http://u:canary@h".to_owned()),
+            ..Default::default()
+        };
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("canary") && shown.contains("…@h/1/q"), "{shown}");
+    }
 
     #[test]
     fn urls_are_taken_apart() {
