@@ -1,5 +1,6 @@
 //! The project's own commands, run as `cargo xtask COMMAND`.
 
+mod api;
 mod bench;
 mod brokers;
 mod error;
@@ -34,10 +35,14 @@ const COMMANDS: &[Command] = &[
         run: features::command,
     },
     Command { name: "package", arguments: package::ARGUMENTS, about: package::ABOUT, run: package::command },
+    Command { name: "api", arguments: api::ARGUMENTS, about: api::ABOUT, run: api::command },
     Command { name: "weight", arguments: weight::ARGUMENTS, about: weight::ABOUT, run: weight::command },
 ];
 
 fn main() -> ExitCode {
+    if let Some(code) = api::stand_in() {
+        return code;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some((name, rest)) = arguments.split_first() else {
         print!("{}", usage());

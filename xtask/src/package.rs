@@ -65,7 +65,7 @@ pub fn command(arguments: &[String]) -> Result<()> {
 }
 
 /// The crates that are published, each behind those of ours that it needs, its tests included.
-fn publish_order() -> Result<Vec<String>> {
+pub fn publish_order() -> Result<Vec<String>> {
     let mut crates: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for entry in fs::read_dir(root())? {
         let folder = entry?.file_name().to_string_lossy().into_owned();
@@ -142,7 +142,7 @@ fn version(name: &str) -> Result<String> {
 }
 
 /// Where cargo puts what it makes.
-fn target() -> Result<PathBuf> {
+pub fn target() -> Result<PathBuf> {
     let metadata = output(&mut cargo(&["metadata", "--no-deps", "--format-version", "1"]))?;
     let path = metadata.split_once("\"target_directory\":\"").and_then(|(_, rest)| rest.split('"').next());
     path.map(PathBuf::from).ok_or_else(|| Error::new("cargo does not say where its target folder is"))
