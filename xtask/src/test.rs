@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::api;
 use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
+use crate::package;
 use crate::process::{find_program, note, say, succeeds_within};
 use crate::story;
 use crate::weight;
@@ -17,7 +18,7 @@ use crate::weight;
 pub const ARGUMENTS: &str = "[--runs N] [--conformance] [--broker NAME [--version V]] [FILTER]";
 pub const ABOUT: &str =
     "    Brings up what the tests need and runs everything: formatting, lints, tests, doctests, docs, the
-    public API, the dependency tree, the quickstart. Ends with the cases passed and excluded per backend.
+    public API, the packages, the dependency tree, the quickstart. Ends with the cases passed and excluded per backend.
 
     --conformance   only the conformance suite of each backend
     --broker NAME   only the backend of that broker: its conformance suite and its own tests
@@ -127,6 +128,12 @@ pub fn command(arguments: &[String]) -> Result<()> {
             Some(why) => report.skipped.push(format!("public API: {why}")),
             None => report.timed("public API", api::compare),
         }
+        // Built from its package each crate would take minutes; that they can be made is seen at once. What is not
+        // committed yet counts, and nothing but what the build has fetched is needed.
+        report.timed("packages", || {
+            let options = ["--no-verify", "--allow-dirty", "--offline"].map(str::to_owned);
+            package::command(&options).map(|()| String::new())
+        });
         report.check("dependency tree", dependency_tree());
         let known = story::on_memory();
         for backend in story::BACKENDS.iter().filter(|backend| backend.is_at(&environment)) {
