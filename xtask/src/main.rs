@@ -5,6 +5,7 @@ mod bench;
 mod brokers;
 mod error;
 mod features;
+mod minimal;
 mod package;
 mod process;
 mod story;
@@ -36,6 +37,12 @@ const COMMANDS: &[Command] = &[
     },
     Command { name: "package", arguments: package::ARGUMENTS, about: package::ABOUT, run: package::command },
     Command { name: "api", arguments: api::ARGUMENTS, about: api::ABOUT, run: api::command },
+    Command {
+        name: "minimal-versions",
+        arguments: minimal::ARGUMENTS,
+        about: minimal::ABOUT,
+        run: minimal::command,
+    },
     Command { name: "weight", arguments: weight::ARGUMENTS, about: weight::ABOUT, run: weight::command },
 ];
 
