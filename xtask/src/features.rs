@@ -42,8 +42,8 @@ pub fn command(arguments: &[String]) -> Result<()> {
         selections
     };
     for selection in &selections {
-        selection.check(!options.is_empty())?;
-        say(&format!("ok  {}", selection.label()));
+        let label = selection.check(!options.is_empty())?;
+        say(&format!("ok  {label}"));
     }
     Ok(())
 }
@@ -86,7 +86,8 @@ impl Selection {
         format!("{} with {}", self.name, name_of(&features))
     }
 
-    fn check(&self, msrv: bool) -> Result<()> {
+    /// Returns what was checked.
+    fn check(&self, msrv: bool) -> Result<String> {
         let mut check = cargo(&[]);
         let mut label = self.label();
         if msrv {
@@ -105,7 +106,8 @@ impl Selection {
             "--features",
             &self.features.join(","),
         ]);
-        without_warnings(check)
+        without_warnings(check)?;
+        Ok(label)
     }
 
     /// What the crate needs, or a backend that one of its features brings.
