@@ -23,7 +23,7 @@ pub const ABOUT: &str =
 /// The format of rustdoc's JSON that the crate in `xtask/api` reads. Each Rust writes one.
 const FORMAT: u32 = 57;
 
-/// A Rust that writes it.
+/// A Rust that writes it; the workflow in `.github` makes sure that it is there.
 const RUST: &str = "1.95.0";
 
 /// What the compiler makes of `derive(PartialEq)`; nobody can name it on stable.
@@ -128,7 +128,7 @@ fn listings() -> Result<BTreeMap<String, String>> {
     Ok(listings)
 }
 
-/// A re-export of all that another crate of ours has, as one line for each of its items; any other line as it is.
+/// A re-export of all that another crate of ours has, as a line for each of its items; any other line as it is.
 fn expanded(line: &str, listings: &BTreeMap<String, String>) -> Vec<String> {
     let glob = (|| {
         let (place, origin) = line.strip_prefix("pub use ")?.strip_suffix("::*>>")?.split_once("<<")?;

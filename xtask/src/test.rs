@@ -18,7 +18,8 @@ use crate::weight;
 pub const ARGUMENTS: &str = "[--runs N] [--conformance] [--broker NAME [--version V]] [FILTER]";
 pub const ABOUT: &str =
     "    Brings up what the tests need and runs everything: formatting, lints, tests, doctests, docs, the
-    public API, the packages, the dependency tree, the quickstart. Ends with the cases passed and excluded per backend.
+    public API, the packages, the dependency tree, the quickstart. Ends with the cases passed and excluded
+    per backend.
 
     --conformance   only the conformance suite of each backend
     --broker NAME   only the backend of that broker: its conformance suite and its own tests
@@ -124,11 +125,12 @@ pub fn command(arguments: &[String]) -> Result<()> {
         let mut docs = cargo(&["doc", "--workspace", "--all-features", "--no-deps", "--quiet"]);
         docs.env("RUSTDOCFLAGS", "-D warnings");
         report.step("docs", docs)?;
-        match api::unreadable()? {
-            Some(why) => report.skipped.push(format!("public API: {why}")),
-            None => report.timed("public API", api::compare),
+        match api::unreadable() {
+            Ok(Some(why)) => report.skipped.push(format!("public API: {why}")),
+            Ok(None) => report.timed("public API", api::compare),
+            Err(error) => report.check("public API", Err(error)),
         }
-        // Built from its package each crate would take minutes; that they can be made is seen at once. What is not
+        // To build each from its package takes minutes; that they can be made is seen at once. What is not
         // committed yet counts, and nothing but what the build has fetched is needed.
         report.timed("packages", || {
             let options = ["--no-verify", "--allow-dirty", "--offline"].map(str::to_owned);
