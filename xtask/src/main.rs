@@ -1,10 +1,12 @@
 //! The project's own commands, run as `cargo xtask COMMAND`.
 
+mod api;
 mod bench;
 mod brokers;
 mod error;
 mod examples;
 mod features;
+mod minimal;
 mod package;
 mod process;
 mod story;
@@ -41,10 +43,20 @@ const COMMANDS: &[Command] = &[
         run: features::command,
     },
     Command { name: "package", arguments: package::ARGUMENTS, about: package::ABOUT, run: package::command },
+    Command { name: "api", arguments: api::ARGUMENTS, about: api::ABOUT, run: api::command },
+    Command {
+        name: "minimal-versions",
+        arguments: minimal::ARGUMENTS,
+        about: minimal::ABOUT,
+        run: minimal::command,
+    },
     Command { name: "weight", arguments: weight::ARGUMENTS, about: weight::ABOUT, run: weight::command },
 ];
 
 fn main() -> ExitCode {
+    if let Some(code) = api::stand_in() {
+        return code;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some((name, rest)) = arguments.split_first() else {
         print!("{}", usage());

@@ -65,7 +65,7 @@ pub fn command(arguments: &[String]) -> Result<()> {
 }
 
 /// The crates that are published, each behind those of ours that it needs, its tests included.
-fn publish_order() -> Result<Vec<String>> {
+pub fn publish_order() -> Result<Vec<String>> {
     let mut crates: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for entry in fs::read_dir(root())? {
         let folder = entry?.file_name().to_string_lossy().into_owned();

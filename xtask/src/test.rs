@@ -7,17 +7,20 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::api;
 use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
 use crate::examples;
-use crate::process::{find_program, note, say};
+use crate::package;
+use crate::process::{find_program, note, say, succeeds_within};
 use crate::story;
 use crate::weight;
 
 pub const ARGUMENTS: &str = "[--runs N] [--conformance] [--broker NAME [--version V]] [FILTER]";
 pub const ABOUT: &str =
     "    Brings up what the tests need and runs everything: formatting, lints, tests, doctests, docs, the
-    dependency tree, the quickstart, the examples. Ends with the cases passed and excluded per backend.
+    public API, the packages, the dependency tree, the quickstart, the examples. Ends with the cases passed and
+    excluded per backend.
 
     --conformance   only the conformance suite of each backend
     --broker NAME   only the backend of that broker: its conformance suite and its own tests
@@ -123,6 +126,17 @@ pub fn command(arguments: &[String]) -> Result<()> {
         let mut docs = cargo(&["doc", "--workspace", "--all-features", "--no-deps", "--quiet"]);
         docs.env("RUSTDOCFLAGS", "-D warnings");
         report.step("docs", docs)?;
+        match api::unreadable() {
+            Ok(Some(why)) => report.skipped.push(format!("public API: {why}")),
+            Ok(None) => report.timed("public API", api::compare),
+            Err(error) => report.check("public API", Err(error)),
+        }
+        // To build each from its package takes minutes; that they can be made is seen at once. What is not
+        // committed yet counts, and nothing but what the build has fetched is needed.
+        report.timed("packages", || {
+            let options = ["--no-verify", "--allow-dirty", "--offline"].map(str::to_owned);
+            package::command(&options).map(|()| String::new())
+        });
         report.check("dependency tree", dependency_tree());
         // Nothing is left to do, where the tests were built.
         report.timed("examples", || examples::build().map(|()| String::new()));
@@ -139,14 +153,23 @@ pub fn command(arguments: &[String]) -> Result<()> {
         for (run, outcome) in examples.iter().zip(examples::run(&examples, &environment)) {
             report.steps.push((run.name(), outcome.took, outcome.told));
         }
-        for (tool, arguments) in [("cargo-deny", ["deny", "check"].as_slice()), ("typos", &[])] {
-            if find_program(tool).is_none() {
-                report.skipped.push(format!("{tool}: not installed"));
-            } else if arguments.is_empty() {
-                report.step(tool, Command::new(tool))?;
-            } else {
-                report.step(tool, cargo(arguments))?;
+        if find_program("cargo-deny").is_none() {
+            report.skipped.push("cargo-deny: not installed".to_owned());
+        } else {
+            let mut deny = cargo(&["deny", "check"]);
+            // Far from a network that has it, the rest is checked all the same.
+            if !succeeds_within(&mut cargo(&["deny", "fetch", "db"]), Duration::from_secs(60)) {
+                report.skipped.push("cargo-deny, advisories: their database cannot be fetched".to_owned());
+                deny.args(["bans", "licenses", "sources"]);
             }
+            report.step("cargo-deny", deny)?;
+        }
+        if find_program("typos").is_none() {
+            report.skipped.push("typos: not installed".to_owned());
+        } else {
+            let mut typos = Command::new("typos");
+            typos.current_dir(root());
+            report.step("typos", typos)?;
         }
     }
     report.finish()
@@ -319,16 +342,17 @@ impl Report {
         Ok(())
     }
 
+    /// As [`Report::check`], of what takes its time.
+    fn timed(&mut self, name: &str, run: impl FnOnce() -> Result<String>) {
+        note(&format!("== {name}"));
+        let start = Instant::now();
+        let outcome = run();
+        self.steps.push((name.to_owned(), start.elapsed(), outcome));
+    }
+
     fn check(&mut self, name: &str, outcome: Result<String>) {
         note(&format!("== {name}"));
         self.steps.push((name.to_owned(), Duration::ZERO, outcome));
-    }
-
-    /// As `check`, of what takes its time.
-    fn timed(&mut self, name: &str, check: impl FnOnce() -> Result<String>) {
-        let start = Instant::now();
-        let outcome = check();
-        self.steps.push((name.to_owned(), start.elapsed(), outcome));
     }
 
     /// Runs the tests, passes their output on, and counts.
