@@ -62,16 +62,18 @@ impl Visitor<'_> for Secret {
     }
 }
 
-/// For configs with `#[serde(remote = "Self")]`: implements `Deserialize` so that what is no map is refused, and not shown.
-/// A URL where a struct belongs has a password, and a deserializer's own error quotes it.
+/// Implements `Deserialize` for a config by a private struct with `#[serde(remote = "…")]`, so that what is no map is refused,
+/// and not shown: a URL where a struct belongs has a password, and a deserializer's own error quotes it.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __deserialize_map_only {
-    ($($config:ident)*) => {$(
+    ($config:ident, $fields:ident) => {
         // On the implementation itself, where documentation looks for it.
         #[cfg(feature = "serde")]
         impl<'de> ::serde::Deserialize<'de> for $config {
-            fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> ::std::result::Result<Self, D::Error> {
+            fn deserialize<D: ::serde::Deserializer<'de>>(
+                deserializer: D,
+            ) -> ::std::result::Result<Self, D::Error> {
                 struct Map;
 
                 impl<'de> ::serde::de::Visitor<'de> for Map {
@@ -81,19 +83,26 @@ macro_rules! __deserialize_map_only {
                         f.write_str(concat!("the fields of ", stringify!($config)))
                     }
 
-                    fn visit_map<A: ::serde::de::MapAccess<'de>>(self, map: A) -> ::std::result::Result<$config, A::Error> {
-                        $config::deserialize(::serde::de::value::MapAccessDeserializer::new(map))
+                    fn visit_map<A: ::serde::de::MapAccess<'de>>(
+                        self,
+                        map: A,
+                    ) -> ::std::result::Result<$config, A::Error> {
+                        $fields::deserialize(::serde::de::value::MapAccessDeserializer::new(map))
                     }
 
                     fn visit_str<E: ::serde::de::Error>(self, _: &str) -> ::std::result::Result<$config, E> {
-                        Err(E::custom(concat!("must be the fields of ", stringify!($config), ", is a string")))
+                        Err(E::custom(concat!(
+                            "must be the fields of ",
+                            stringify!($config),
+                            ", is a string"
+                        )))
                     }
                 }
 
                 deserializer.deserialize_any(Map)
             }
         }
-    )*};
+    };
 }
 
 #[cfg(test)]

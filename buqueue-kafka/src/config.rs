@@ -19,11 +19,6 @@ const LONGEST_TOPIC: usize = 249;
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
 /// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Deserialize),
-    serde(default, deny_unknown_fields, remote = "Self")
-)]
 pub struct KafkaConfig {
     /// Some of the brokers, as `host:port`, at least one; the client learns of the others from them. Default:
     /// `127.0.0.1:9092`.
@@ -124,11 +119,6 @@ impl CompressionType {
 
 /// Encryption and credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Deserialize),
-    serde(default, deny_unknown_fields, remote = "Self")
-)]
 pub struct KafkaSecurity {
     /// Encrypts the connection. Default: not.
     pub tls: Option<KafkaTls>,
@@ -154,14 +144,12 @@ impl fmt::Debug for KafkaTls {
 
 /// A user and password by SASL.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(deny_unknown_fields, remote = "Self"))]
 pub struct KafkaSasl {
     /// How the password is shown to the brokers.
     pub mechanism: SaslMechanism,
     /// The user. Must not be empty.
     pub username: String,
     /// The password. Must not be empty.
-    #[cfg_attr(feature = "serde", serde(deserialize_with = "buqueue_core::secret::deserialize"))]
     pub password: String,
 }
 
@@ -415,9 +403,6 @@ pub(crate) fn check_brokers(brokers: &[String]) -> Result<()> {
         None => Ok(()),
     }
 }
-
-#[cfg(feature = "serde")]
-buqueue_core::__deserialize_map_only!(KafkaConfig KafkaSecurity KafkaSasl);
 
 #[cfg(test)]
 mod tests {

@@ -216,6 +216,8 @@ mod convert;
 mod delay;
 mod election;
 mod error;
+#[cfg(feature = "serde")]
+mod file;
 mod group;
 mod intake;
 mod later;

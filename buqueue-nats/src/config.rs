@@ -21,11 +21,6 @@ const SERVER_MAX_PAYLOAD: usize = 1024 * 1024;
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
 /// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Deserialize),
-    serde(default, deny_unknown_fields, remote = "Self")
-)]
 pub struct NatsConfig {
     /// Where the servers are: one URL, or several separated by commas. `nats://host:port`, `tls://host:port`; a user
     /// and password, or a token, go before the host: `nats://user:password@host`, `nats://token@host`. Default:
@@ -47,7 +42,6 @@ pub struct NatsConfig {
     pub ack_policy: AckPolicy,
     /// The lease: a message that is not settled this long after it was delivered is delivered again. Set it well above
     /// the longest time a handler needs. At least 100 ms. Default: 30 s.
-    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub ack_wait: Duration,
     /// How many messages all consumers of the durable together may hold unsettled, those that wait for the end of
     /// `nack_after` included; -1 means unlimited. At least 1, or -1. Default: 1000.
@@ -483,9 +477,6 @@ fn redact(url: &str) -> String {
 pub(crate) fn invalid(fact: impl Into<String>) -> BuqueueError {
     BuqueueError::new(ErrorKind::InvalidConfig, fact)
 }
-
-#[cfg(feature = "serde")]
-buqueue_core::__deserialize_map_only!(NatsConfig);
 
 #[cfg(test)]
 mod tests {

@@ -188,6 +188,8 @@ mod consumer;
 mod convert;
 mod delay;
 mod error;
+#[cfg(feature = "serde")]
+mod file;
 mod lease;
 mod producer;
 mod reader;

@@ -17,11 +17,6 @@ pub(crate) const SHORT_MAX: usize = 255;
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
 /// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Deserialize),
-    serde(default, deny_unknown_fields, remote = "Self")
-)]
 pub struct RabbitMqConfig {
     /// Where the broker is: `amqp://user:password@host:port/vhost`, or `amqps://…` over TLS. The vhost `/` is written
     /// `%2F`. One host, which is none of IPv6. Default: `amqp://guest:guest@127.0.0.1:5672/%2F`.
@@ -38,7 +33,6 @@ pub struct RabbitMqConfig {
     /// `None`.
     pub exchange: Option<ExchangeConfig>,
     /// How long connecting may take until it fails with `ConnectionLost`. At least 1 ms. Default: 10 s.
-    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub connection_timeout: Duration,
     /// The most messages that a consumer holds unsettled. It works up to that while its handlers are fast. At least 1.
     /// Default: 200.
@@ -342,9 +336,6 @@ fn redact(url: &str) -> String {
 pub(crate) fn invalid(fact: impl Into<String>) -> BuqueueError {
     BuqueueError::new(ErrorKind::InvalidConfig, fact)
 }
-
-#[cfg(feature = "serde")]
-buqueue_core::__deserialize_map_only!(RabbitMqConfig);
 
 #[cfg(test)]
 mod tests {

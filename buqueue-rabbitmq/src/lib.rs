@@ -169,6 +169,8 @@ mod consumer;
 mod convert;
 mod delay;
 mod error;
+#[cfg(feature = "serde")]
+mod file;
 mod lease;
 mod producer;
 mod publisher;

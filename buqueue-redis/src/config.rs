@@ -21,11 +21,6 @@ const READ_COUNT_MAX: usize = 10_000;
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. It cannot be written: it
 /// holds credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Deserialize),
-    serde(default, deny_unknown_fields, remote = "Self")
-)]
 pub struct RedisConfig {
     /// Where the server is:
     ///
@@ -55,7 +50,6 @@ pub struct RedisConfig {
     pub block_ms: u64,
     /// The lease: a message that is not settled this long after it was read goes to somebody else. Set it well
     /// above the longest time a handler needs. At least 10 ms. Default: 60 s.
-    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub pending_timeout: Duration,
 }
 
@@ -384,9 +378,6 @@ pub(crate) fn redact(url: &str) -> String {
 pub(crate) fn invalid(fact: impl Into<String>) -> BuqueueError {
     BuqueueError::new(ErrorKind::InvalidConfig, fact)
 }
-
-#[cfg(feature = "serde")]
-buqueue_core::__deserialize_map_only!(RedisConfig);
 
 #[cfg(test)]
 mod tests {

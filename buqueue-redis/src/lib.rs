@@ -158,6 +158,8 @@ mod connection;
 mod consumer;
 mod convert;
 mod error;
+#[cfg(feature = "serde")]
+mod file;
 mod keys;
 mod lease;
 mod producer;

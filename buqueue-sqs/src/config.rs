@@ -25,11 +25,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(20);
 /// With the feature `serde` it can be read from a file, where durations are as in `30s` or `1h30m`. As the configuration of
 /// any backend it cannot be written: most hold credentials, and what can be written gets logged.
 #[derive(Clone, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Deserialize),
-    serde(default, deny_unknown_fields, remote = "Self")
-)]
 pub struct SqsConfig {
     /// The whole URL of the queue. A name that ends in `.fifo` makes it a FIFO queue. A name has 1 to 80 letters, digits,
     /// `-` and `_`. Default: none, it must be said.
@@ -45,7 +40,6 @@ pub struct SqsConfig {
     pub endpoint_url: Option<String>,
     /// How long one request waits at the service for a message, in whole seconds from 1 to 20. Default: 5 s. More costs
     /// fewer requests on an idle queue, and takes as much longer to notice a connection that has silently died.
-    #[cfg_attr(feature = "serde", serde(with = "buqueue_core::duration"))]
     pub wait_time: Duration,
     /// Whether a standard queue is told the routing key as its message group, so that it serves all keys fairly. Of
     /// no meaning on FIFO queues, which always are. Default: no.
@@ -356,9 +350,6 @@ fn aws_region(host: &str) -> Option<String> {
 pub(crate) fn invalid(fact: impl Into<String>) -> BuqueueError {
     BuqueueError::new(ErrorKind::InvalidConfig, fact)
 }
-
-#[cfg(feature = "serde")]
-buqueue_core::__deserialize_map_only!(SqsConfig);
 
 #[cfg(test)]
 mod tests {

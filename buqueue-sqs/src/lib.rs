@@ -205,6 +205,8 @@ mod connection;
 mod consumer;
 mod convert;
 mod error;
+#[cfg(feature = "serde")]
+mod file;
 mod lease;
 mod producer;
 mod reader;

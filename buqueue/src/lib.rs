@@ -7,7 +7,13 @@
 //! *Production checklist*.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-pub use buqueue_core::*;
+// What an application meets. The tools of backends stay in core; of the seam `Backend` is what generic code names.
+pub use buqueue_core::{
+    BuqueueError, Capabilities, Consumer, ConsumerStats, Delivery, DeliveryStream, DlqConfig, Dynamic,
+    ErrorKind, Feature, Headers, Limits, Message, MessageBuilder, MessageId, Producer, QueueBuilder,
+    QueueConsumer, QueueFuture, QueueMonitor, QueueProducer, QueueStats, RESERVED_PREFIX, Result,
+    ShutdownHandle, Static, Support, driver,
+};
 
 mod connect;
 pub mod prelude;

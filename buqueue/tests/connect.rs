@@ -232,6 +232,26 @@ mod files {
         }
     }
 
+    /// By the name of the type, where a function of its own would come before the trait's.
+    #[test]
+    fn nor_where_it_is_read_by_name() {
+        use serde::Deserialize;
+
+        let url = json!("amqp://user:canary@host");
+        for error in [
+            KafkaConfig::deserialize(&url).unwrap_err(),
+            buqueue::kafka::KafkaSecurity::deserialize(&url).unwrap_err(),
+            buqueue::kafka::KafkaSasl::deserialize(&url).unwrap_err(),
+            NatsConfig::deserialize(&url).unwrap_err(),
+            RabbitMqConfig::deserialize(&url).unwrap_err(),
+            RedisConfig::deserialize(&url).unwrap_err(),
+            SqsConfig::deserialize(&url).unwrap_err(),
+        ] {
+            let error = error.to_string();
+            assert!(error.contains("must be the fields of") && !error.contains("canary"), "{error}");
+        }
+    }
+
     #[test]
     fn memory() {
         let file =
