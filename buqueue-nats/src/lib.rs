@@ -101,8 +101,9 @@
 //! * [`RetentionPolicy::Interest`] keeps only what a durable is there for: each durable exists before the first send.
 //! * [`NatsConfig::deliver_policy`] is [`DeliverPolicy::All`] where a new durable must not miss what is in the stream
 //!   already; a work queue begins with all of it anyway.
-//! * A durable that somebody else has made has the stream's subjects as its filter: without one it is given the schedules
-//!   that wait in the stream, at once.
+//! * A durable that somebody else has made, or buqueue before the server kept schedules, has the stream's subjects as its
+//!   filter; building a consumer with another one is `InvalidConfig`. Without one it is given the schedules that wait in
+//!   the stream, at once.
 //! * [`JetStreamConfig::duplicate_window`] (2 minutes by default): longer than a sender goes on trying.
 //! * [`plain_acks`](NatsBuilderExt::plain_acks) stays off where a message that comes again costs more than the answer to
 //!   an ack.
