@@ -127,8 +127,9 @@
 //! To count: the `STREAM.INFO` and `CONSUMER.INFO` of above, also for senders; for the dead letters
 //! `$JS.API.CONSUMER.INFO.<dead letter stream>.<durable>`. To create what is not there: `$JS.API.STREAM.CREATE.<stream>`
 //! and `$JS.API.CONSUMER.DURABLE.CREATE.<stream>.<durable>`, likewise for the dead letter stream and for the delay stream
-//! with its `mover`; `$JS.API.STREAM.UPDATE.<stream>` to switch schedules on in a stream that was there before. What is
-//! there already needs no right to create.
+//! with its `mover`; `$JS.API.STREAM.UPDATE.<stream>` to switch schedules on in a stream that was there before: who may not,
+//! and starts before somebody has, cannot schedule until it is built again. What is there already needs no right to create.
+//! The delay stream of the dead letter stream is asked for too where there may be one, and a refusal passed over.
 //!
 //! For the stream `ORDERS` with the subjects `orders.>`, the durable `billing` and the dead letter stream `ORDERS_DEAD`,
 //! on servers from 2.12 on:
@@ -138,7 +139,9 @@
 //!   users: [
 //!     { user: shop, password: $SHOP_PASSWORD, permissions: {
 //!       publish: { allow: [
-//!         "orders.>", "_buqueue.schedule.ORDERS.>", "$JS.API.STREAM.INFO.ORDERS"
+//!         "orders.>", "_buqueue.schedule.ORDERS.>", "$JS.API.STREAM.INFO.ORDERS",
+//!         # Where it counts what the durable has before it.
+//!         "$JS.API.CONSUMER.INFO.ORDERS.billing"
 //!       ] }
 //!       subscribe: { allow: ["_INBOX.>"] }
 //!     } }
