@@ -183,6 +183,9 @@
 //! acl --allow-principal User:billing --operation Read --group billing
 //! acl --allow-principal User:billing --operation Read --group orders-buqueue-delay
 //! acl --allow-principal User:billing --operation Write --transactional-id orders-buqueue-delay
+//! # Where the service that sends counts what the group has before it.
+//! acl --allow-principal User:shop --operation Describe --group billing
+//! acl --allow-principal User:shop --operation Read --topic orders --topic orders-billing-buqueue-retry
 //! # Where topics are to be created.
 //! acl --allow-principal User:billing --operation Create --topic orders --resource-pattern-type prefixed
 //! ```

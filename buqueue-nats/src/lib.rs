@@ -101,8 +101,9 @@
 //! * [`RetentionPolicy::Interest`] keeps only what a durable is there for: each durable exists before the first send.
 //! * [`NatsConfig::deliver_policy`] is [`DeliverPolicy::All`] where a new durable must not miss what is in the stream
 //!   already; a work queue begins with all of it anyway.
-//! * A durable that somebody else has made has the stream's subjects as its filter: without one it is given the schedules
-//!   that wait in the stream, at once.
+//! * A durable that somebody else has made, or buqueue before the server kept schedules, has the stream's subjects as its
+//!   filter; building a consumer with another one is `InvalidConfig`. Without one it is given the schedules that wait in
+//!   the stream, at once.
 //! * [`JetStreamConfig::duplicate_window`] (2 minutes by default): longer than a sender goes on trying.
 //! * [`plain_acks`](NatsBuilderExt::plain_acks) stays off where a message that comes again costs more than the answer to
 //!   an ack.
@@ -126,8 +127,9 @@
 //! To count: the `STREAM.INFO` and `CONSUMER.INFO` of above, also for senders; for the dead letters
 //! `$JS.API.CONSUMER.INFO.<dead letter stream>.<durable>`. To create what is not there: `$JS.API.STREAM.CREATE.<stream>`
 //! and `$JS.API.CONSUMER.DURABLE.CREATE.<stream>.<durable>`, likewise for the dead letter stream and for the delay stream
-//! with its `mover`; `$JS.API.STREAM.UPDATE.<stream>` to switch schedules on in a stream that was there before. What is
-//! there already needs no right to create.
+//! with its `mover`; `$JS.API.STREAM.UPDATE.<stream>` to switch schedules on in a stream that was there before: who may not,
+//! and starts before somebody has, cannot schedule until it is built again. What is there already needs no right to create.
+//! The delay stream of the dead letter stream is asked for too where there may be one, and a refusal passed over.
 //!
 //! For the stream `ORDERS` with the subjects `orders.>`, the durable `billing` and the dead letter stream `ORDERS_DEAD`,
 //! on servers from 2.12 on:
@@ -137,7 +139,9 @@
 //!   users: [
 //!     { user: shop, password: $SHOP_PASSWORD, permissions: {
 //!       publish: { allow: [
-//!         "orders.>", "_buqueue.schedule.ORDERS.>", "$JS.API.STREAM.INFO.ORDERS"
+//!         "orders.>", "_buqueue.schedule.ORDERS.>", "$JS.API.STREAM.INFO.ORDERS",
+//!         # Where it counts what the durable has before it.
+//!         "$JS.API.CONSUMER.INFO.ORDERS.billing"
 //!       ] }
 //!       subscribe: { allow: ["_INBOX.>"] }
 //!     } }

@@ -225,7 +225,7 @@ pub(crate) async fn ensure_consumer(
     let config = &options.config;
     let (stream, name) = (&config.jetstream.stream_name, &config.durable_consumer);
     if let Some(info) = consumer_info(link, stream, name).await? {
-        compare_consumer(config, &info.config)?;
+        compare_consumer(config, scheduling, &info.config)?;
         return Ok(info);
     }
     let mut wanted = pull::Config {
@@ -266,7 +266,7 @@ pub(crate) async fn ensure_consumer(
             let info = info.ok_or_else(|| {
                 BuqueueError::new(ErrorKind::NotFound, format!("the durable {name:?} of {stream:?} is gone"))
             })?;
-            compare_consumer(config, &info.config)?;
+            compare_consumer(config, scheduling, &info.config)?;
             Ok(info)
         }
     }
@@ -305,7 +305,7 @@ async fn create_consumer(
     }
 }
 
-fn compare_consumer(config: &NatsConfig, found: &consumer::Config) -> Result<()> {
+fn compare_consumer(config: &NatsConfig, scheduling: &Scheduling, found: &consumer::Config) -> Result<()> {
     let differs = |field: &str, wanted: &dyn Debug, found: &dyn Debug| {
         Err(invalid(format!("{field}: asked for {wanted:?}, and the durable has {found:?}")))
     };
@@ -323,6 +323,15 @@ fn compare_consumer(config: &NatsConfig, found: &consumer::Config) -> Result<()>
     }
     if found.deliver_subject.is_some() {
         return differs("durable_consumer", &"one that is pulled from", &"a subject that it pushes to");
+    }
+    let filters = found.filter_subjects.iter().chain([&found.filter_subject]);
+    let mut has: Vec<&String> = filters.filter(|filter| !filter.is_empty()).collect();
+    let mut asked: Vec<&String> = config.jetstream.subjects.iter().collect();
+    has.sort();
+    asked.sort();
+    // Without a filter it is given all that is in the stream, which is the same where no schedules lie there.
+    if has != asked && (!has.is_empty() || *scheduling == Scheduling::Native) {
+        return differs("filter_subjects", &asked, &has);
     }
     Ok(())
 }

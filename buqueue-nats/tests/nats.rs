@@ -10,7 +10,7 @@ mod support;
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use buqueue_core::{ErrorKind, Message};
 use buqueue_nats::{
     DeliverPolicy, DiscardPolicy, JetStreamConfig, NatsBackend, NatsBuilderExt, NatsConfig, RetentionPolicy,
@@ -80,6 +80,52 @@ async fn every_field_is_compared() {
         let text = error.to_string();
         assert!(text.contains(&format!("{field}: asked for")) && text.contains(value), "{text}");
         assert!(text.contains("has"), "{text}");
+    }
+}
+
+/// A durable that others have made must not be given the schedules that wait, nor less than the subjects.
+#[tokio::test]
+async fn the_filter_of_a_durable_is_compared() {
+    let Some(url) = server("BUQUEUE_TEST_NATS") else { return };
+    let mut config = config(&url, "filter");
+    let name = config.jetstream.stream_name.clone();
+    config.jetstream.subjects = vec![format!("{name}.b"), format!("{name}.a.>")];
+    let producer = NatsBackend::builder(config.clone()).build_producer().await.unwrap();
+    let later = Utc::now() + TimeDelta::days(1);
+    producer.send_at(Message::new("m"), later).await.unwrap();
+    let stream = jetstream(&url).await.get_stream(&name).await.unwrap();
+    let is_native = stream.cached_info().config.allow_message_schedules;
+    let (one, other) = (format!("{name}.a.>"), format!("{name}.b"));
+    let none = String::new();
+    let cases = [
+        (&none, vec![], "has []", !is_native),
+        (&other, vec![], &format!("has [{other:?}]"), false),
+        (&none, vec![one.clone(), other.clone()], "", true),
+    ];
+    for (filter_subject, filter_subjects, text, passes) in cases {
+        let durable = pull::Config {
+            durable_name: Some("worker".to_owned()),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: config.ack_wait,
+            max_ack_pending: config.max_ack_pending,
+            filter_subject: filter_subject.clone(),
+            filter_subjects,
+            ..pull::Config::default()
+        };
+        stream.create_consumer(durable).await.unwrap();
+        match NatsBackend::builder(config.clone()).build_consumer().await {
+            Ok(mut consumer) => {
+                assert!(passes, "{text}");
+                assert!(consumer.try_receive().await.unwrap().is_none());
+            }
+            Err(error) => {
+                assert!(!passes && error.kind == ErrorKind::InvalidConfig, "{error}");
+                let asked = format!("filter_subjects: asked for [{one:?}, {other:?}]");
+                assert!(error.to_string().contains(&asked), "{error} does not say {asked}");
+                assert!(error.to_string().contains(text), "{error} does not say {text}");
+            }
+        }
+        stream.delete_consumer("worker").await.unwrap();
     }
 }
 

@@ -133,7 +133,7 @@
 //! # May declare: configure, write, read.
 //! rabbitmqctl set_permissions -p shop orders-service \
 //!     '^(orders|orders-dead|domain-events|buqueue\.delay\..*)$' \
-//!     '^(orders|orders-dead|domain-events|buqueue\.delay\..*|amq\.default)$' \
+//!     '^(orders|domain-events|buqueue\.delay\..*|amq\.default)$' \
 //!     '^(orders|domain-events|buqueue\.delay\..*)$'
 //! # May not: an operator has declared everything.
 //! rabbitmqctl set_permissions -p shop orders-service \

@@ -12,6 +12,7 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
@@ -425,6 +426,14 @@ async fn a_closed_consumer_leaves_the_group() {
 
 async fn whole_story(build: impl Fn(RedisConfig) -> QueueBuilder<RedisBackend>, config: RedisConfig) {
     let dead_stream = format!("{{{}}}:dead", config.stream);
+    whole_story_with(build, config, dead_stream).await;
+}
+
+async fn whole_story_with(
+    build: impl Fn(RedisConfig) -> QueueBuilder<RedisBackend>,
+    config: RedisConfig,
+    dead_stream: String,
+) {
     let dead_config = RedisConfig { stream: dead_stream.clone(), ..another(&config) };
     let dlq = DlqConfig { destination: dead_stream, max_receive_count: 3 };
     let mut dead = build(dead_config).build_consumer().await.unwrap();
@@ -727,4 +736,75 @@ async fn acks_out_of_order_do_not_disturb_the_count() {
     second.ack().await.unwrap();
     consumer.shutdown_handle().shutdown().await;
     assert_eq!(counted(&producer).await, (2, 0, 0));
+}
+
+/// Makes the user that the documentation of the crate makes, for streams of another name, and gives the URL to be it.
+async fn documented_user(url: &str, user: &str, stream: &str) -> (String, String) {
+    let docs = include_str!("../src/lib.rs");
+    let (_, acl) = docs.split_once(&format!("redis-cli ACL SETUSER {user} ")).unwrap();
+    let mut more = true;
+    let lines = acl.lines().take_while(|line| std::mem::replace(&mut more, line.ends_with('\\')));
+    let rules = lines.flat_map(str::split_whitespace).filter(|word| !["//!", "\\"].contains(word));
+    let name = support::unique(user);
+    let mut cmd = redis::cmd("ACL");
+    cmd.arg("SETUSER").arg(&name);
+    for rule in rules {
+        cmd.arg(rule.trim_matches('\'').replace("orders", stream));
+    }
+    support::query(url, &cmd).await;
+    (url.replacen("://", &format!("://{name}:secret@"), 1), name)
+}
+
+/// What the server has refused to a user.
+async fn refused(url: &str, user: &str) -> Vec<String> {
+    let log = query(url, &[b"ACL", b"LOG"]).await;
+    let log: Vec<HashMap<String, String>> = redis::from_redis_value(log).unwrap();
+    let mine = log.iter().filter(|entry| entry["username"] == user);
+    mine.map(|entry| format!("{} {} {}", entry["context"], entry["reason"], entry["object"])).collect()
+}
+
+#[tokio::test]
+async fn the_documented_permissions_are_enough() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
+    // Another database than the first, which takes a command more.
+    let url = format!("{url}/3");
+    let stream = support::unique("test");
+    let (shop_url, shop) = documented_user(&url, "shop", &stream).await;
+    let (sender_url, sender) = documented_user(&url, "sender", &stream).await;
+    let patient = RedisConfig { stream: stream.clone(), ..config(&shop_url) };
+    let config = RedisConfig { pending_timeout: Duration::from_millis(900), ..patient.clone() };
+
+    // Two groups; a lease that is extended, one that runs out, an entry that is parked; then all the rest.
+    let sender_config = RedisConfig { url: sender_url, ..config.clone() };
+    let producer = RedisBackend::builder(sender_config).build_producer().await.unwrap();
+    let mut consumer = consumer(&config).await;
+    let other = RedisConfig { group: "other".to_owned(), ..another(&config) };
+    let mut other = RedisBackend::builder(other).build_consumer().await.unwrap();
+    producer.send(Message::new("x").with_deduplication_id("x")).await.unwrap();
+    let at = Utc::now() + chrono::TimeDelta::milliseconds(300);
+    producer.send_at(Message::new("y").with_deduplication_id("y"), at).await.unwrap();
+    let held = receive(&mut consumer).await;
+    held.extend_visibility(SOON).await.unwrap();
+    let late = receive(&mut other).await;
+    receive(&mut consumer).await.ack().await.unwrap();
+    for _ in 0..2 {
+        receive(&mut other).await.ack().await.unwrap();
+    }
+    assert_eq!(late.ack().await.unwrap_err().kind, ErrorKind::LeaseExpired);
+    nothing_within(&mut consumer, Duration::from_secs(1)).await;
+    held.ack().await.unwrap();
+    add_wide(&url, &stream).await;
+    receive(&mut consumer).await.nack().await.unwrap();
+    receive(&mut other).await.ack().await.unwrap();
+    until("the stream is trimmed", async || length(&url, &stream).await <= 1).await;
+    for consumer in [consumer, other] {
+        consumer.shutdown_handle().shutdown().await;
+    }
+    whole_story_with(RedisBackend::builder, patient, format!("{stream}-dead")).await;
+
+    for user in [shop, sender] {
+        let refused = refused(&url, &user).await;
+        assert!(refused.iter().all(|refused| refused.ends_with(" client|setinfo")), "{refused:?}");
+        query(&url, &[b"ACL", b"DELUSER", user.as_bytes()]).await;
+    }
 }
