@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::LazyLock;
 
 use buqueue::memory::{MemoryBackend, MemoryConfig};
-use buqueue::{Consumer, Message, Producer};
+use buqueue::{Consumer, Delivery, Message, Producer};
 use opentelemetry::propagation::text_map_propagator::FieldIter;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};
 use opentelemetry::trace::{
@@ -168,4 +168,40 @@ async fn a_subscriber_that_exports_nothing_adds_nothing() {
         drop(consumer.receive().await.unwrap());
     };
     work.with_subscriber(tracing_subscriber::registry()).await;
+}
+
+/// A worker that has no subscriber receives, and whoever has one settles.
+#[tokio::test]
+async fn received_without_a_subscriber_and_settled_with_one() {
+    let (producer, mut consumer) = pair("without-with").await;
+    producer.send(Message::new("a")).await.unwrap();
+    // Somebody listens somewhere, so that spans are made at all.
+    let elsewhere = Dispatch::new(tracing_subscriber::registry());
+    let delivery = consumer.receive().with_subscriber(Dispatch::none()).await.unwrap();
+    delivery.ack().with_subscriber(elsewhere).await.unwrap();
+}
+
+#[tokio::test]
+async fn received_under_one_subscriber_and_settled_under_another() {
+    let (producer, mut consumer) = pair("one-another").await;
+    let [one, another] = [(); 2].map(|()| Dispatch::new(tracing_subscriber::registry()));
+    for _ in 0..4 {
+        producer.send(Message::new("a")).await.unwrap();
+    }
+    consumer
+        .receive()
+        .with_subscriber(one.clone())
+        .await
+        .unwrap()
+        .ack()
+        .with_subscriber(another.clone())
+        .await
+        .unwrap();
+    let delivery = consumer.receive().with_subscriber(one.clone()).await.unwrap();
+    delivery.nack().with_subscriber(another.clone()).await.unwrap();
+    let delivery = consumer.receive().with_subscriber(one.clone()).await.unwrap();
+    Delivery::instrument(&delivery, async {}).with_subscriber(another.clone()).await;
+    async { drop(delivery) }.with_subscriber(another.clone()).await;
+    let batch = consumer.receive_batch(9).with_subscriber(one).await.unwrap();
+    Delivery::ack_all(batch).with_subscriber(another).await.unwrap();
 }

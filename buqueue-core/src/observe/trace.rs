@@ -9,6 +9,7 @@ use std::future::Future;
 use opentelemetry::Context;
 use opentelemetry::baggage::{BaggageExt as _, KeyValueMetadata};
 use opentelemetry::trace::TraceContextExt as _;
+use tracing::dispatcher::with_default;
 use tracing::field::{Empty, display};
 use tracing::{Instrument as _, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -139,15 +140,20 @@ impl Spans {
 
     #[inline]
     pub(super) fn settle(&self, operation: Operation, processing: &Processing) -> Span {
-        Span(if processing.0.is_disabled() {
+        let under_processing = processing.0.with_subscriber(|(_, subscriber)| {
+            // It may have been received under another subscriber than this thread's, which knows nothing of the parent, and
+            // panics.
+            with_default(subscriber, || {
+                span!("buqueue::settle", "client", self, operation, [parent: &processing.0], {
+                    messaging.consumer.group.name = self.group()
+                })
+            })
+        });
+        Span(under_processing.unwrap_or_else(|| {
             span!("buqueue::settle", "client", self, operation, {
                 messaging.consumer.group.name = self.group()
             })
-        } else {
-            span!("buqueue::settle", "client", self, operation, [parent: &processing.0], {
-                messaging.consumer.group.name = self.group()
-            })
-        })
+        }))
     }
 
     pub(super) fn settle_many<'a>(&self, processings: impl ExactSizeIterator<Item = &'a Processing>) -> Span {
