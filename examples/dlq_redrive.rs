@@ -96,6 +96,7 @@ async fn main() -> Result<(), BuqueueError> {
     let mut redriven = 0;
     for letter in letters {
         if letter.payload_json::<Payment>().is_ok() {
+            // The original's, until the letter itself fails.
             assert_eq!(letter.delivery_count(), 3);
             // Published, confirmed, and only then acked: with its payload, headers, key and trace.
             letter.redrive(&producer).await?;

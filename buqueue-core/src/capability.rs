@@ -26,7 +26,8 @@ pub enum Feature {
     Groups,
     /// A delivery that is not settled in time goes to somebody else.
     Lease,
-    /// A settle that comes after the lease ran out is answered with `LeaseExpired`.
+    /// A settle that comes when the message went to somebody else, because the lease ran out or the connection was lost, is
+    /// answered with `LeaseExpired`.
     DetectsLateSettle,
     /// Queues outlive the process, and several processes share one.
     SharedBetweenProcesses,
