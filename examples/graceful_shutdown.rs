@@ -22,17 +22,23 @@ const AT_ONCE: usize = 8;
 const BEGUN: u32 = 20;
 
 /// What came of the jobs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Work {
+    /// How long a job takes.
+    takes: Duration,
     begun: AtomicU32,
     done: Mutex<BTreeSet<u32>>,
 }
 
 impl Work {
+    fn new(takes: Duration) -> Self {
+        Self { takes, begun: AtomicU32::new(0), done: Mutex::default() }
+    }
+
     async fn process(&self, delivery: Delivery) -> Result<(), BuqueueError> {
         self.begun.fetch_add(1, Ordering::SeqCst);
         let job: u32 = delivery.payload_json()?;
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(self.takes).await;
         let is_new = self.done.lock().unwrap_or_else(PoisonError::into_inner).insert(job);
         assert!(is_new, "job {job} was done twice");
         delivery.ack().await
@@ -53,7 +59,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let jobs: Result<Vec<Message>, _> = (0..JOBS).map(|job| Message::from_json(&job)).collect();
     producer.send_batch(jobs?).await?;
 
-    let first = Arc::new(Work::default());
+    let first = Arc::new(Work::new(Duration::from_millis(300)));
     let shutdown = consumer.shutdown_handle();
     // What a real service has, word for word.
     let mut terminated = signal(SignalKind::terminate())?;
@@ -82,7 +88,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
     // The next one finds what is left. Nothing has to wait for a lease.
     let (_, mut consumer) = broker.open("jobs", None).await?;
-    let second = Work::default();
+    let second = Work::new(Duration::from_millis(10));
     while second.done().len() < JOBS as usize - done.len() {
         let delivery = tokio::time::timeout(Duration::from_secs(20), consumer.receive()).await??;
         second.process(delivery).await?;

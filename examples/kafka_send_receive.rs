@@ -41,7 +41,7 @@ async fn main() -> Result<(), BuqueueError> {
     assert_eq!(delivery.header("source-service"), Some("checkout"));
     assert_eq!(delivery.header("content-type"), Some("application/json"));
     delivery.ack().await?;
-    println!("received it, and acked: its offset is committed");
+    println!("received it, and acked: the next commit has it, half a second later at most");
 
     let placed = |order_id| OrderPlaced { order_id, customer: "bob".to_owned() };
     let batch: Result<Vec<Message>, _> =

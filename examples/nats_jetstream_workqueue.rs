@@ -100,6 +100,7 @@ async fn work(
             delivery.nack_after(Duration::from_millis(500)).await?;
             continue;
         }
+        tokio::time::sleep(Duration::from_millis(5)).await;
         delivery.ack().await?;
         // Nobody listens any more: the example has failed, and says so.
         let _ = done.send((name, number, attempt));

@@ -79,9 +79,9 @@ async fn main() -> Result<(), BuqueueError> {
     step("✓", "acked");
 
     title("3. A reminder for later");
-    let due = Utc::now() + Duration::from_secs(1);
+    let due = Utc::now() + Duration::from_secs(3);
     producer.send_at(Message::from_json_with_key(&Reminder { order_id: 99281 }, "reminders")?, due).await?;
-    step("→", "scheduled a reminder one second ahead; the broker keeps it, not this process");
+    step("→", "scheduled a reminder three seconds ahead; the broker keeps it, not this process");
     assert!(consumer.try_receive().await?.is_none(), "a schedule is invisible until its time");
     step("·", "nothing to see yet");
     let delivery = consumer.receive().await?;
@@ -141,7 +141,7 @@ async fn main() -> Result<(), BuqueueError> {
     signal.await.map_err(|error| {
         BuqueueError::new(ErrorKind::ShuttingDown, "the shutdown task").with_source(error)
     })?;
-    step("✓", "drained and closed; nothing was lost");
-    println!();
+    step("✓", "drained and closed");
+    println!("\n✓ 3 orders and a reminder: nothing was lost, nothing came early");
     Ok(())
 }

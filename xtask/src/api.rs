@@ -6,10 +6,11 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use crate::error::{Context, Error, Result, bail};
 use crate::package::{publish_order, target};
-use crate::process::{output, say};
+use crate::process::{output, say, succeeds_within};
 use crate::test::{cargo, root};
 
 pub const ARGUMENTS: &str = "[--bless]";
@@ -67,6 +68,14 @@ pub fn unreadable() -> Result<Option<String>> {
         let format = format.map_or_else(|| "unknown".to_owned(), |format| format.to_string());
         format!("this rustdoc writes format {format}, and {FORMAT} is read, as of Rust {RUST}")
     }))
+}
+
+/// Why the crates that read the format are not here, where they are not: they are in no other lock file of ours.
+pub fn unavailable() -> Option<String> {
+    let lister = root().join("xtask").join("api").join("Cargo.toml");
+    let mut fetch = cargo(&["fetch", "--locked", "--manifest-path"]);
+    let fetched = succeeds_within(fetch.arg(lister), Duration::from_secs(60));
+    (!fetched).then(|| "the crates that list it cannot be fetched".to_owned())
 }
 
 /// The version of the format, as the JSON names it.

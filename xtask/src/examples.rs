@@ -1,13 +1,13 @@
 //! The examples, each on the broker it is for, and those that take any on every backend.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
 use crate::package;
-use crate::process::{note, say};
+use crate::process::{note, output_within, say};
 use crate::story::{self, Backend};
 use crate::test::cargo;
 
@@ -17,7 +17,7 @@ pub const ABOUT: &str = "    Starts the brokers, runs each example on the backen
 ";
 
 /// Those that take any backend.
-const PORTABLE: &[&str] = &["dlq_redrive", "graceful_shutdown", "scheduled_delivery"];
+const PORTABLE: &[&str] = &["dlq_redrive", "graceful_shutdown", "quickstart", "scheduled_delivery"];
 
 /// The others, by the backend that they begin with.
 const OWN: &[&str] = &[
@@ -93,13 +93,19 @@ impl Outcome {
 /// every client would be built anew.
 pub fn build() -> Result<()> {
     let mut build = cargo(&["build", "--quiet", "--workspace", "--all-features", "--examples"]);
+    build.env_remove("CARGO_BUILD_TARGET");
     let status = build.status().context(|| format!("cannot start {build:?}"))?;
     if status.success() { Ok(()) } else { bail!("the examples cannot be built: {status}") }
 }
 
 /// An example that is built.
 pub fn program(name: &str) -> Result<Command> {
-    Ok(Command::new(package::target()?.join("debug/examples").join(name)))
+    let path = package::target()?.join("debug/examples").join(name);
+    // Cargo puts it elsewhere where a target is configured.
+    if !path.exists() {
+        bail!("{} is not there: unset CARGO_BUILD_TARGET", path.display());
+    }
+    Ok(Command::new(path))
 }
 
 /// Every example on every backend that it takes.
@@ -133,7 +139,7 @@ impl Run {
 
     /// Runs it; its last line.
     fn told(&self, endpoints: &[Endpoint]) -> Result<String> {
-        last_line(program(self.example)?.envs(self.environment(endpoints)?))
+        last_line(program(self.example)?.envs(self.environment(endpoints)?), LIMIT)
     }
 
     /// As a user would run it.
@@ -160,18 +166,12 @@ impl Run {
     }
 }
 
+/// Longer than any takes; a message that is lost lets an example wait for ever.
+pub const LIMIT: Duration = Duration::from_secs(180);
+
 /// The last line of what a program prints, which must end well.
-fn last_line(program: &mut Command) -> Result<String> {
-    // What it says when it fails goes where ours does.
-    let output = program
-        .stdout(Stdio::piped())
-        .stderr(Stdio::inherit())
-        .output()
-        .context(|| format!("cannot start {program:?}"))?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    if !output.status.success() {
-        return Err(Error::new(format!("{}, after {:?}", output.status, said.trim_end())));
-    }
+fn last_line(program: &mut Command, limit: Duration) -> Result<String> {
+    let said = output_within(program, limit)?;
     let last = said.lines().last().unwrap_or_default();
     if !last.starts_with('✓') {
         bail!("its last line is {last:?}");
@@ -191,7 +191,7 @@ mod tests {
         let runs = all();
         for entry in fs::read_dir(root().join("examples"))? {
             let file = entry?.file_name().to_string_lossy().into_owned();
-            let Some(name) = file.strip_suffix(".rs").filter(|name| *name != "quickstart") else { continue };
+            let Some(name) = file.strip_suffix(".rs") else { continue };
             assert!(runs.iter().any(|run| run.example == name), "{name} is not run");
         }
         assert!(OWN.iter().all(|name| runs.iter().any(|run| run.example == *name && run.backend.is_some())));
@@ -200,8 +200,16 @@ mod tests {
 
     #[test]
     fn a_program_that_fails_or_says_nothing_is_told() {
-        assert_eq!(last_line(Command::new("printf").arg("one\n✓ two\n")).ok().as_deref(), Some("✓ two"));
-        assert!(last_line(Command::new("printf").arg("✓ one\ntwo\n")).is_err());
-        assert!(last_line(&mut Command::new("false")).is_err());
+        let print = |text: &str| last_line(Command::new("printf").arg(text), LIMIT);
+        assert_eq!(print("one\n✓ two\n").ok().as_deref(), Some("✓ two"));
+        assert!(print("✓ one\ntwo\n").is_err());
+        assert!(last_line(&mut Command::new("false"), LIMIT).is_err());
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_ended_and_told() {
+        let mut hangs = Command::new("sh");
+        let told = last_line(hangs.args(["-c", "echo so far; exec sleep 600"]), Duration::from_millis(300));
+        assert!(told.is_err_and(|error| error.to_string().contains("so far")));
     }
 }

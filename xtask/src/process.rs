@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::{Context, Result, bail};
+use crate::error::{Context, Error, Result, bail};
 
 /// One process of a broker: a Redis Cluster has three, most brokers have one.
 pub struct Service {
@@ -293,6 +293,38 @@ pub fn output(command: &mut Command) -> Result<String> {
         bail!("`{line}` ended with {status}\n{}{}", stdout, String::from_utf8_lossy(&stderr));
     }
     Ok(stdout)
+}
+
+/// What a program prints, which must end well and in time; what it says of its failures goes where ours does. One that hangs is
+/// ended, and told with what it had printed.
+pub fn output_within(command: &mut Command, limit: Duration) -> Result<String> {
+    let line = line_of(command);
+    let mut child = (command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn())
+        .context(|| format!("cannot run `{line}`"))?;
+    let Some(mut stdout) = child.stdout.take() else { bail!("`{line}` has no output") };
+    let reader = thread::spawn(move || {
+        let mut printed = Vec::new();
+        let _ = stdout.read_to_end(&mut printed);
+        String::from_utf8_lossy(&printed).into_owned()
+    });
+    let deadline = Instant::now() + limit;
+    let status = loop {
+        match child.try_wait()? {
+            Some(status) => break Some(status),
+            None if Instant::now() < deadline => thread::sleep(Duration::from_millis(10)),
+            None => {
+                child.kill()?;
+                child.wait()?;
+                break None;
+            }
+        }
+    };
+    let printed = reader.join().map_err(|_| Error::new("cannot read what was printed"))?;
+    match status {
+        Some(status) if status.success() => Ok(printed),
+        Some(status) => bail!("`{line}` ended with {status}, after {:?}", printed.trim_end()),
+        None => bail!("`{line}` was not done within {} s, after {:?}", limit.as_secs(), printed.trim_end()),
+    }
 }
 
 /// As [`output`], with `input` given to the command's standard input.

@@ -3,7 +3,7 @@
 use crate::brokers::{self, Endpoint};
 use crate::error::{Error, Result, bail};
 use crate::examples;
-use crate::process::{output, say};
+use crate::process::{output_within, say};
 
 pub const ARGUMENTS: &str = "[BACKEND…]";
 pub const ABOUT: &str = "    Starts the brokers, runs the quickstart on each backend, prints its story once, and says where it was told
@@ -107,6 +107,6 @@ impl Backend {
 
 /// Without its first line, which names the backend.
 fn tell(quickstart: &mut std::process::Command) -> Result<String> {
-    let told = output(quickstart)?;
+    let told = output_within(quickstart, examples::LIMIT)?;
     Ok(told.split_once('\n').map_or_else(String::new, |(_, story)| story.to_owned()))
 }

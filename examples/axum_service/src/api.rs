@@ -53,7 +53,8 @@ async fn place(
 
 /// Whether the broker answers, and how much waits there.
 async fn health(State(orders): State<Orders>) -> Result<String, Problem> {
-    let waiting = orders.queue_stats().await?.ready;
+    let stats = tokio::time::timeout(PATIENCE, orders.queue_stats()).await.map_err(|_| Problem::Busy)?;
+    let waiting = stats?.ready;
     Ok(format!("{waiting} orders wait\n"))
 }
 
@@ -89,7 +90,7 @@ impl IntoResponse for Problem {
             Self::Request(rejection) => rejection.into_response(),
             Self::Busy => again.into_response(),
             Self::Queue(error) => {
-                tracing::warn!(%error, "the queue did not take an order");
+                tracing::warn!(%error, "the queue failed");
                 match error.kind {
                     ErrorKind::PayloadTooLarge => {
                         (StatusCode::PAYLOAD_TOO_LARGE, "too large").into_response()
@@ -161,6 +162,17 @@ mod tests {
             assert_eq!(answer.status(), status);
         }
         assert!(consumer.try_receive().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn health_tells_how_much_waits() {
+        let (router, _consumer) = shop().await;
+        let placed = router.clone().oneshot(post(r#"{"id":"o-1","item":"lamp"}"#)).await.unwrap();
+        assert_eq!(placed.status(), StatusCode::ACCEPTED);
+        let answer = router.oneshot(Request::get("/health").body(Body::empty()).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let said = axum::body::to_bytes(answer.into_body(), 1024).await.unwrap();
+        assert_eq!(said, "1 orders wait\n");
     }
 
     #[tokio::test(start_paused = true)]

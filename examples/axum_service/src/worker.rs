@@ -30,7 +30,7 @@ pub struct Failed(pub String);
 ///
 /// # Errors
 /// What ends a consumer for good: credentials that were withdrawn, say. The process should end, so that whoever watches it
-/// sees that nobody ships.
+/// sees that nobody ships. Orders that are being shipped in that moment are given up, and come again.
 pub async fn run(consumer: Box<dyn QueueConsumer>, warehouse: impl Warehouse) -> Result<(), BuqueueError> {
     let orders = consumer.into_stream();
     orders

@@ -21,11 +21,12 @@ struct Service {
 }
 
 impl Service {
-    async fn start(queue: &str) -> Self {
+    async fn start(queue: &str, packing_ms: &str) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_axum_service"))
             .env("ORDERS_QUEUE_URL", queue)
             .env("ORDERS_DEAD_LETTERS", "orders-dead")
             .env("LISTEN", "127.0.0.1:0")
+            .env("PACKING_MS", packing_ms)
             .env("NO_COLOR", "1")
             .stderr(Stdio::piped())
             .kill_on_drop(true)
@@ -95,8 +96,9 @@ fn count(line: &str, shipped: &mut BTreeMap<String, u32>) {
 
 #[tokio::test]
 async fn sigterm_ends_it_when_what_it_began_is_shipped() {
-    let mut service = Service::start("memory://orders").await;
-    for number in 0..40 {
+    // So slow that all of the first eight are under way when the signal comes.
+    let mut service = Service::start("memory://orders", "5000").await;
+    for number in 0..20 {
         assert!(service.place(&format!("o-{number}")).await);
     }
     service.terminate();
@@ -108,14 +110,25 @@ async fn sigterm_ends_it_when_what_it_began_is_shipped() {
             break text.rsplit(' ').next().unwrap().parse().unwrap();
         }
     };
-    let before = shipped.len();
     service.end(&mut shipped).await;
-    let after = shipped.len() - before;
     assert!(
-        in_flight > 0 && after >= in_flight,
-        "{in_flight} were in flight, {after} were shipped after that"
+        in_flight > 0 && shipped.len() >= in_flight,
+        "{in_flight} were in flight, {} were shipped",
+        shipped.len()
     );
+    assert!(shipped.len() < 20, "it stopped before all was done");
     assert!(shipped.values().all(|times| *times == 1), "{shipped:?}");
+}
+
+#[tokio::test]
+async fn a_client_that_stops_half_way_does_not_keep_it_from_its_end() {
+    let service = Service::start("memory://orders", "50").await;
+    let mut connection = TcpStream::connect(&service.address).await.unwrap();
+    connection.write_all(b"POST /orders HTTP/1.1\r\nhost: shop\r\ncontent-le").await.unwrap();
+    // The connection is known to the service when another request has been answered.
+    assert!(service.place("o-1").await);
+    service.terminate();
+    service.end(&mut BTreeMap::new()).await;
 }
 
 #[tokio::test]
@@ -132,7 +145,7 @@ async fn what_was_accepted_is_shipped_by_whoever_comes_next() {
     let queue = format!("{redis}?stream=axum-service-{}&group=shop", std::process::id());
     let mut shipped = BTreeMap::new();
 
-    let mut first = Service::start(&queue).await;
+    let mut first = Service::start(&queue, "50").await;
     for number in 0..100 {
         assert!(first.place(&format!("o-{number}")).await);
     }
@@ -143,7 +156,7 @@ async fn what_was_accepted_is_shipped_by_whoever_comes_next() {
     first.terminate();
     first.end(&mut shipped).await;
 
-    let mut second = Service::start(&queue).await;
+    let mut second = Service::start(&queue, "50").await;
     while shipped.len() < 100 {
         let line = second.line().await.expect("the service ended");
         count(&line, &mut shipped);
