@@ -7,8 +7,15 @@ use crate::error::blocking;
 use crate::spool::Spool;
 use crate::{SpoolConfig, SpoolConsumer, SpoolProducer};
 
-/// A message is read whole into memory, so it has a limit: 16 MiB.
-const PAYLOAD_MAX: usize = 16 << 20;
+/// A message is read whole into memory, so it has limits. Whatever is within them makes a file that is within
+/// [`FILE_MAX`](crate::spool::FILE_MAX), also where each byte of a text is six in JSON.
+pub(crate) const LIMITS: Limits = Limits {
+    payload_bytes: Some(16 << 20),
+    header_bytes: Some(1 << 20),
+    routing_key_bytes: Some(64 << 10),
+    deduplication_id_bytes: Some(64 << 10),
+    schedule_horizon: None,
+};
 
 /// Queues in a directory.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +47,7 @@ impl Backend for SpoolBackend {
                 "a directory does not remember the ids of messages that are gone",
             )
             .unsupported(Feature::Groups, "a queue has one group of consumers: each message is one file")
-            .with_limits(Limits { payload_bytes: Some(PAYLOAD_MAX), ..Limits::default() })
+            .with_limits(LIMITS)
     }
 
     fn destination(config: &SpoolConfig) -> String {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use buqueue_core::driver::{self, Activity, Backend, Consumer, Control, Received};
-use buqueue_core::{Backoff, ErrorKind, QueueFuture, QueueStats, Result};
+use buqueue_core::{Backoff, QueueFuture, QueueStats, Result};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
@@ -15,6 +15,12 @@ use crate::{SpoolBackend, SpoolConfig};
 
 /// How many names are remembered of one look, and how many messages one look takes.
 const LOOK_MAX: usize = 500;
+
+/// With so many bytes in the hand, a look takes no more.
+const HAND_BYTES: usize = 16 << 20;
+
+/// How long what is taken first waits for more.
+const GATHER_MAX: Duration = Duration::from_millis(100);
 
 /// How soon a waiting consumer looks again; from then on more and more rarely.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -95,11 +101,19 @@ impl Hand {
 
     fn take(&self, max: usize, reclaimed: &mut usize) -> Result<bool> {
         let mut inside = self.lock();
+        while inside.taken.front().is_some_and(|lease| !lease.is_fresh())
+            && let Some(lease) = inside.taken.pop_front()
+        {
+            // It comes before what is visible here.
+            inside.visible.clear();
+            lease.give_back()?;
+        }
         // What was taken first waits for the rest, and its lease runs.
-        let enough = Instant::now() + self.lease / 10;
+        let enough = Instant::now() + GATHER_MAX.min(self.lease / 10);
+        let mut bytes: usize = inside.taken.iter().map(SpoolLease::size).sum();
         while !inside.closed
             && inside.taken.len() < max
-            && (inside.taken.is_empty() || Instant::now() < enough)
+            && (inside.taken.is_empty() || (bytes < HAND_BYTES && Instant::now() < enough))
         {
             if inside.visible.is_empty() && inside.taken.is_empty() {
                 inside.visible = self.spool.visible(LOOK_MAX)?;
@@ -107,6 +121,7 @@ impl Hand {
             let Some(entry) = inside.visible.pop_first() else { break };
             if let Some(lease) = SpoolLease::take(&self.spool, &entry, self.lease)? {
                 *reclaimed += usize::from(entry.state.leased_until > 0);
+                bytes += lease.size();
                 inside.taken.push_back(lease);
             }
         }
@@ -120,13 +135,12 @@ impl Hand {
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
             Err(TryLockError::WouldBlock) => return,
         };
+        // One may have lain here longer than its lease, after a fetch that was dropped. The next look gives it back.
         while out.len() < max
+            && inside.taken.front().is_some_and(SpoolLease::is_fresh)
             && let Some(lease) = inside.taken.pop_front()
         {
-            // It may have lain here longer than its lease, after a fetch that was dropped. Then it is somebody else's.
-            if lease.is_fresh() {
-                out.push(lease.into_received());
-            }
+            out.push(lease.into_received());
         }
     }
 
@@ -136,11 +150,7 @@ impl Hand {
         inside.visible.clear();
         let mut first_failure = Ok(());
         for lease in inside.taken.drain(..) {
-            let given_back = match lease.give_back() {
-                Err(error) if error.kind == ErrorKind::LeaseExpired => Ok(()),
-                given_back => given_back,
-            };
-            first_failure = first_failure.and(given_back);
+            first_failure = first_failure.and(lease.give_back());
         }
         first_failure
     }
@@ -171,5 +181,63 @@ impl Drop for SpoolConsumer {
         drop(runtime.spawn_blocking(move || {
             hand.close().unwrap_or_else(|error| hand.spool.complain(&error));
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fs, thread};
+
+    use buqueue_core::unique_id;
+
+    use super::*;
+
+    /// A directory of its own, and a hand on its queue, in which there are messages.
+    fn hand(lease: Duration, messages: &[&[u8]]) -> (SpoolConfig, Hand) {
+        let directory = env::temp_dir().join(unique_id());
+        fs::create_dir(&directory).unwrap();
+        let config = SpoolConfig { directory, queue: "orders".to_owned(), lease, ..SpoolConfig::default() };
+        let spool = Arc::new(Spool::open(&config).unwrap());
+        for content in messages {
+            spool.submit(&spool.draft(content).unwrap(), 0).unwrap();
+        }
+        thread::sleep(Duration::from_millis(1));
+        (config, Hand { spool, lease, inside: Mutex::default() })
+    }
+
+    /// The payload and the count of each.
+    fn handed_out(hand: &Hand) -> Vec<(Vec<u8>, u32)> {
+        let mut out = Vec::new();
+        hand.hand_out(10, &mut out);
+        let told =
+            |received: &Received| (received.lease.message(0).payload().to_vec(), received.delivery_count);
+        out.iter().map(told).collect()
+    }
+
+    #[test]
+    fn what_lay_in_the_hand_for_a_lease_goes_back_uncounted_and_comes_first() {
+        let (config, mut hand) = hand(Duration::from_millis(20), &[b"one", b"two"]);
+        assert!(hand.look(1).unwrap());
+        while hand.lock().taken[0].is_fresh() {
+            thread::yield_now();
+        }
+        assert_eq!(handed_out(&hand), []);
+        hand.lease = Duration::from_secs(30);
+        assert!(hand.look(1).unwrap());
+        assert_eq!(handed_out(&hand), [(b"one".to_vec(), 1)]);
+        fs::remove_dir_all(config.directory).unwrap();
+    }
+
+    #[test]
+    fn a_look_takes_no_more_when_there_are_many_bytes_in_the_hand() {
+        let large = vec![0; HAND_BYTES];
+        let (config, hand) = hand(Duration::from_secs(30), &[&large, b"two"]);
+        assert!(hand.look(10).unwrap());
+        assert_eq!(hand.lock().taken.len(), 1);
+        assert!(hand.look(10).unwrap());
+        assert_eq!(handed_out(&hand), [(large, 1)]);
+        assert!(hand.look(10).unwrap());
+        assert_eq!(handed_out(&hand), [(b"two".to_vec(), 1)]);
+        fs::remove_dir_all(config.directory).unwrap();
     }
 }

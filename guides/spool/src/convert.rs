@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 const BEGINNING: &[u8] = b"buqueue-spool ";
 
+/// The header that says why a message has no content.
+const UNREADABLE: &str = "spool-unreadable";
+
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 struct Head<'a> {
@@ -47,6 +50,12 @@ pub(crate) fn from_bytes(bytes: Vec<u8>) -> Message {
     message
 }
 
+/// For a file that cannot be read. So it is delivered, fails, and becomes a dead letter, as any message that nobody
+/// understands.
+pub(crate) fn unreadable(why: String) -> Message {
+    Message::new("").with_header(UNREADABLE, why)
+}
+
 fn parse(bytes: &[u8]) -> Option<(Head<'static>, usize)> {
     let rest = bytes.strip_prefix(BEGINNING)?;
     let end = rest.iter().position(|byte| *byte == b'\n')?;
@@ -68,6 +77,18 @@ mod tests {
             .with_deduplication_id("");
         assert!(from_bytes(to_bytes(&message).unwrap()) == message);
         assert!(from_bytes(to_bytes(&Message::new("")).unwrap()) == Message::new(""));
+    }
+
+    #[test]
+    fn all_within_the_limits_is_within_the_size_of_a_file() {
+        let limits = crate::backend::LIMITS;
+        // What takes most of JSON: a byte that is written as six.
+        let text = |bytes: Option<usize>| "\u{1}".repeat(bytes.unwrap());
+        let message = Message::new(vec![0; limits.payload_bytes.unwrap()])
+            .with_header("x", text(limits.header_bytes))
+            .with_routing_key(text(limits.routing_key_bytes))
+            .with_deduplication_id(text(limits.deduplication_id_bytes));
+        assert!(to_bytes(&message).unwrap().len() as u64 <= crate::spool::FILE_MAX);
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use buqueue_core::driver::{Lease, Received};
-use buqueue_core::{Message, MessageId, QueueFuture, Result};
+use buqueue_core::{ErrorKind, Message, MessageId, QueueFuture, Result};
 use tokio::runtime::Handle;
 
 use crate::convert;
@@ -22,6 +22,8 @@ pub(crate) struct SpoolLease {
 #[derive(Debug)]
 struct Held {
     spool: Arc<Spool>,
+    /// Whether the message has the content of the file.
+    readable: bool,
     /// As this consumer has left it. Locked only where blocking is allowed: the file is renamed under the lock.
     state: Mutex<State>,
 }
@@ -33,11 +35,16 @@ impl SpoolLease {
         if !spool.change(&entry.file, &state)? {
             return Ok(None);
         }
-        let Some(content) = spool.read(&state)? else { return Ok(None) };
+        let content = spool.read(&state).inspect_err(|_| {
+            // Nobody has seen it. Where this fails too, the end of the lease brings it back.
+            drop(spool.change(state.to_string().as_ref(), &state.released()));
+        });
+        let Some(content) = content? else { return Ok(None) };
+        let readable = content.is_ok();
         Ok(Some(Self {
-            message: convert::from_bytes(content),
+            message: content.map_or_else(convert::unreadable, convert::from_bytes),
             taken: state.clone(),
-            held: Arc::new(Held { spool: Arc::clone(spool), state: Mutex::new(state) }),
+            held: Arc::new(Held { spool: Arc::clone(spool), readable, state: Mutex::new(state) }),
         }))
     }
 
@@ -46,8 +53,17 @@ impl SpoolLease {
         self.taken.leased_until > now()
     }
 
+    /// How much memory it takes.
+    pub(crate) fn size(&self) -> usize {
+        self.message.payload().len()
+    }
+
+    /// Nobody has seen it. That somebody else has it by now is as good.
     pub(crate) fn give_back(&self) -> Result<()> {
-        self.held.change(State::released)
+        match self.held.change(State::released) {
+            Err(error) if error.kind == ErrorKind::LeaseExpired => Ok(()),
+            given_back => given_back,
+        }
     }
 
     pub(crate) fn into_received(self) -> Received {
@@ -78,7 +94,10 @@ impl Held {
     }
 
     fn remove(&self) -> Result<()> {
-        if self.spool.remove(&self.lock())? { Ok(()) } else { Err(expired()) }
+        let state = self.lock();
+        // What nobody has read is not deleted.
+        let removed = if self.readable { self.spool.remove(&state) } else { self.spool.set_aside(&state) };
+        if removed? { Ok(()) } else { Err(expired()) }
     }
 }
 
@@ -115,5 +134,32 @@ impl Lease for SpoolLease {
             let failed = held.change(|state| state.failed(now(), Duration::ZERO));
             failed.unwrap_or_else(|error| held.spool.complain(&error));
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fs};
+
+    use buqueue_core::unique_id;
+
+    use super::*;
+    use crate::SpoolConfig;
+
+    #[test]
+    fn what_cannot_be_read_now_goes_back_uncounted() {
+        let directory = env::temp_dir().join(unique_id());
+        fs::create_dir(&directory).unwrap();
+        let config = SpoolConfig { directory, queue: "orders".to_owned(), ..SpoolConfig::default() };
+        let spool = Arc::new(Spool::open(&config).unwrap());
+        let state = State::new(1);
+        // Can be renamed and opened, and cannot be read, whoever tries.
+        let messages = config.directory.join("orders/messages");
+        fs::create_dir(messages.join(state.to_string())).unwrap();
+        let entry = Entry { file: state.to_string().into(), state };
+        let error = SpoolLease::take(&spool, &entry, config.lease).unwrap_err();
+        assert!(matches!(error.kind, ErrorKind::BackendSpecific { .. }), "{error}");
+        assert!(messages.join(&entry.file).exists());
+        fs::remove_dir_all(config.directory).unwrap();
     }
 }

@@ -37,6 +37,7 @@
 //! | expired lease | the end in the name has passed, so that any consumer may rename it again |
 //! | `send_at` | a place in the queue that is not reached before that time |
 //! | dead letter queue | another queue of the same directory |
+//! | a file that cannot be read | a message without content, whose header `spool-unreadable` says why |
 //!
 //! A name is `place.id.attempts.first-failed.leased-until`: times in microseconds since 1970, and all numbers but the
 //! attempts in hexadecimal. A rename is atomic and takes the old name away from everybody else, so a process may be killed
@@ -45,12 +46,18 @@
 //! A file with any other name is a message too: the whole of it is the payload. Write it elsewhere in the same file
 //! system and `mv` it into `messages`.
 //!
+//! A file that this process has no permission to read, or that has more than 32 MiB, is delivered without its content, and
+//! so fails and becomes a dead letter. The file itself is not removed by `ack`, nor when the dead letter is written, but moved
+//! to `unreadable`, beside `messages`. An error that may pass is returned by `receive`, and is no attempt.
+//!
 //! # Not promised
 //!
 //! * Order, schedules and leases go by the clock of the machine. When that is set back, what has a time waits until the time
 //!   has come again, also what was sent just before.
 //! * After a power loss, what `send` and `send_at` have answered with `Ok` is there. Settling is not synced: an acked message
 //!   may be there again, and a failed one with an older count.
+//! * What a dropped `receive` has taken lies with its consumer until that receives again. After a whole lease it may go to
+//!   another consumer first, which counts as an attempt.
 //! * A waiting consumer looks again and again, up to [`SpoolConfig::poll_interval`] apart, and reads all names each time. A
 //!   queue of hundreds of thousands of messages is slow.
 //! * Local file systems of Unix only. On a network file system a rename may be carried out and be reported as failed.

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::{self, DirEntry, File};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +19,9 @@ use crate::{SpoolBackend, SpoolConfig};
 /// A draft of this age is nobody's any more: its writer was killed.
 const DRAFT_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
 
+/// A larger file was not sent by buqueue, and is not read into memory: 32 MiB.
+pub(crate) const FILE_MAX: u64 = 32 << 20;
+
 #[derive(Debug)]
 pub(crate) struct Spool {
     pub(crate) queue: String,
@@ -27,6 +30,8 @@ pub(crate) struct Spool {
     messages: PathBuf,
     /// Messages that are being written.
     drafts: PathBuf,
+    /// Messages that were settled without having been read. Created when it is needed.
+    unreadable: PathBuf,
     /// The last place that was given, so that the next one is behind it.
     last_place: AtomicU64,
     complaints: Mutex<Complaints>,
@@ -53,6 +58,7 @@ impl Spool {
             directory: directory.clone(),
             messages: directory.join(queue).join("messages"),
             drafts: directory.join(queue).join("drafts"),
+            unreadable: directory.join(queue).join("unreadable"),
             last_place: AtomicU64::new(0),
             complaints: Mutex::new(Complaints::new(SpoolBackend::NAME, "giving back a delivery failed")),
         };
@@ -63,10 +69,7 @@ impl Spool {
     fn create(&self) -> io::Result<()> {
         let home = self.directory.join(&self.queue);
         for path in [&home, &self.messages, &self.drafts] {
-            match fs::create_dir(path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-                _ => {}
-            }
+            create_directory(path)?;
         }
         // What is synced in a directory is lost with a directory that is not.
         sync(&home)?;
@@ -76,9 +79,9 @@ impl Spool {
     fn sweep(&self) -> io::Result<()> {
         for draft in fs::read_dir(&self.drafts)? {
             let draft = draft?;
-            let age = none_if_gone(draft.metadata())?.map(|metadata| metadata.modified()).transpose()?;
-            if age.and_then(|at| at.elapsed().ok()).is_some_and(|age| age > DRAFT_AGE_MAX) {
-                none_if_gone(fs::remove_file(draft.path()))?;
+            if is_left(&draft).unwrap_or(false) {
+                // It harms nobody, and the queue is opened again some day.
+                drop(fs::remove_file(draft.path()));
             }
         }
         Ok(())
@@ -93,8 +96,8 @@ impl Spool {
             _ => Err(error),
         });
         let written = created.and_then(|mut file| {
-            file.write_all(content)?;
-            file.sync_all()
+            let written = file.write_all(content).and_then(|()| file.sync_all());
+            written.inspect_err(|_| discard(&path))
         });
         written.map(|()| path).map_err(while_trying("write a message"))
     }
@@ -107,7 +110,8 @@ impl Spool {
         let last = self.last_place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, behind);
         let place = now.max(last.unwrap_or_default() + 1);
         let state = State::new(place.max(due));
-        fs::rename(draft, self.messages.join(state.to_string())).map_err(while_trying("submit a message"))?;
+        let submitted = fs::rename(draft, self.messages.join(state.to_string()));
+        submitted.inspect_err(|_| discard(draft)).map_err(while_trying("submit a message"))?;
         Ok(state)
     }
 
@@ -154,9 +158,11 @@ impl Spool {
             };
             for file in files {
                 let file = file?;
+                // Somebody has been quicker.
+                let Some(kind) = none_if_gone(file.file_type())? else { continue };
                 // No links: they lead elsewhere. Hidden files are somebody's drafts.
                 let name = file.file_name();
-                if !file.file_type()?.is_file() || name.as_encoded_bytes().starts_with(b".") {
+                if !kind.is_file() || name.as_encoded_bytes().starts_with(b".") {
                     continue;
                 }
                 let known = name.to_str().and_then(State::parse);
@@ -175,9 +181,17 @@ impl Spool {
     }
 
     /// The content of a message; `None` when it is gone or has another state.
-    pub(crate) fn read(&self, state: &State) -> Result<Option<Vec<u8>>> {
-        let content = fs::read(self.messages.join(state.to_string()));
+    pub(crate) fn read(&self, state: &State) -> Result<Option<Content>> {
+        let content = or_why_not(read(&self.messages.join(state.to_string())));
         none_if_gone(content).map_err(while_trying("read a message"))
+    }
+
+    /// Moves a message to where nobody looks for it and nobody removes it; false when it is gone or has another state.
+    pub(crate) fn set_aside(&self, state: &State) -> Result<bool> {
+        let name = state.to_string();
+        let moved = create_directory(&self.unreadable)
+            .and_then(|()| fs::rename(self.messages.join(&name), self.unreadable.join(&name)));
+        Ok(none_if_gone(moved).map_err(while_trying("set a message aside"))?.is_some())
     }
 
     /// Removes a message; false when it is gone or has another state.
@@ -194,6 +208,48 @@ impl Spool {
     }
 }
 
+/// What is in a file, or why nobody will know.
+pub(crate) type Content = std::result::Result<Vec<u8>, String>;
+
+fn read(path: &Path) -> io::Result<Content> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    if size > FILE_MAX {
+        return Ok(Err(format!("has {size} bytes, at most {FILE_MAX} are read")));
+    }
+    let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+    // Whoever moved it in may be writing still.
+    file.take(FILE_MAX).read_to_end(&mut content)?;
+    Ok(Ok(content))
+}
+
+/// An error that is there the next time, too, is no error of the queue: it would come back for ever.
+fn or_why_not(content: io::Result<Content>) -> io::Result<Content> {
+    match content {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Ok(Err("permission denied".to_owned()))
+        }
+        content => content,
+    }
+}
+
+fn is_left(draft: &DirEntry) -> io::Result<bool> {
+    let metadata = draft.metadata()?;
+    Ok(metadata.is_file() && metadata.modified()?.elapsed().is_ok_and(|age| age > DRAFT_AGE_MAX))
+}
+
+/// A disk that is full is not made fuller by who tries again.
+fn discard(draft: &Path) {
+    drop(fs::remove_file(draft));
+}
+
+fn create_directory(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
@@ -203,5 +259,19 @@ fn none_if_gone<T>(result: io::Result<T>) -> io::Result<Option<T>> {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_unreadable_is_no_error() {
+        let of = |kind: io::ErrorKind| or_why_not(Err(kind.into())).map_err(|error| error.kind());
+        assert_eq!(of(io::ErrorKind::PermissionDenied), Ok(Err("permission denied".to_owned())));
+        for kind in [io::ErrorKind::NotFound, io::ErrorKind::TimedOut, io::ErrorKind::OutOfMemory] {
+            assert_eq!(of(kind), Err(kind));
+        }
     }
 }

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use buqueue_core::{Consumer, ErrorKind, Message, Producer, unique_id};
+use buqueue_core::{Consumer, DlqConfig, ErrorKind, Message, Producer, unique_id};
 use buqueue_spool::{SpoolBackend, SpoolConfig};
 
 type Pair = (Producer<SpoolBackend>, Consumer<SpoolBackend>);
@@ -71,8 +71,50 @@ async fn what_a_killed_writer_has_left_is_swept_a_day_later() {
         path
     };
     let (old, new) = (draft("old", 25 * 3600), draft("new", 3600));
+    // No writer leaves a directory.
+    let directory = temporary.path("drafts/directory");
+    fs::create_dir(&directory).unwrap();
+    let long_ago = SystemTime::now() - Duration::from_secs(25 * 3600);
+    File::open(&directory).unwrap().set_modified(long_ago).unwrap();
     drop(temporary.pair().await);
-    assert!(!old.exists() && new.exists());
+    assert!(!old.exists() && new.exists() && directory.exists());
+}
+
+#[tokio::test]
+async fn what_is_not_sent_leaves_no_draft() {
+    let temporary = Temporary::new();
+    let (producer, _consumer) = temporary.pair().await;
+    fs::remove_dir(temporary.path("messages")).unwrap();
+    let error = producer.send(Message::new("m")).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    assert_eq!(fs::read_dir(temporary.path("drafts")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_read_becomes_a_dead_letter_and_is_kept() {
+    const SIZE: u64 = (32 << 20) + 1;
+    let temporary = Temporary::new();
+    let dlq = DlqConfig { destination: "dead".to_owned(), max_receive_count: 2 };
+    let builder = SpoolBackend::builder(temporary.0.clone()).dead_letter_queue(dlq);
+    let (producer, mut consumer) = builder.build_pair().await.unwrap();
+    File::create(temporary.path("messages/large")).unwrap().set_len(SIZE).unwrap();
+    for attempt in 1..=2 {
+        let delivery = consumer.receive().await.unwrap();
+        assert_eq!((delivery.payload().len(), delivery.delivery_count()), (0, attempt));
+        let why = "has 33554433 bytes, at most 33554432 are read";
+        assert_eq!(delivery.header("spool-unreadable"), Some(why));
+        delivery.nack().await.unwrap();
+    }
+    producer.send(Message::new("next")).await.unwrap();
+    assert_eq!(consumer.receive().await.unwrap().payload(), "next");
+    let dead = SpoolConfig { queue: "dead".to_owned(), ..temporary.0.clone() };
+    let mut dead = SpoolBackend::builder(dead).build_consumer().await.unwrap();
+    let letter = dead.receive().await.unwrap();
+    assert!(letter.header("spool-unreadable").is_some());
+    letter.ack().await.unwrap();
+    let mut kept = fs::read_dir(temporary.path("unreadable")).unwrap();
+    assert_eq!(kept.next().unwrap().unwrap().metadata().unwrap().len(), SIZE);
+    assert!(kept.next().is_none());
 }
 
 #[tokio::test]
