@@ -65,8 +65,12 @@ pub fn command(arguments: &[String]) -> Result<()> {
                 runs = count.ok_or_else(|| Error::new("--runs takes a number of at least 1"))?;
             }
             "--conformance" => conformance = true,
-            "--broker" => broker = arguments.next().cloned(),
-            "--version" => version = arguments.next().cloned(),
+            "--broker" => {
+                broker = Some(arguments.next().cloned().ok_or_else(|| Error::new("--broker takes a name"))?)
+            }
+            "--version" => {
+                version = Some(arguments.next().cloned().ok_or_else(|| Error::new("--version takes one"))?)
+            }
             other if other.starts_with('-') => bail!("unknown option `{other}`"),
             other => filter = Some(other.to_owned()),
         }
