@@ -9,9 +9,9 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use crate::error::{Context, Error, Result, bail};
-use crate::package::{publish_order, target};
+use crate::package::publish_order;
 use crate::process::{output, say, succeeds_within};
-use crate::test::{cargo, root};
+use crate::workspace::{cargo, root, target};
 
 pub const ARGUMENTS: &str = "[--bless]";
 pub const ABOUT: &str =

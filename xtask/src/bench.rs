@@ -4,7 +4,7 @@ use std::process::Command;
 
 use crate::brokers;
 use crate::error::{Context, Result, bail};
-use crate::test::root;
+use crate::workspace::root;
 
 pub const ARGUMENTS: &str = "kafka|memory|nats|observe|rabbitmq|redis|sqs [ARGUMENT…]";
 pub const ABOUT: &str =
@@ -48,7 +48,7 @@ mod observe {
 
     use crate::error::{Context, Result, bail};
     use crate::process::{output, say};
-    use crate::test::{cargo, root};
+    use crate::workspace::{cargo, root};
 
     /// How each row is named, whether the features are on, and who listens.
     const ROWS: &[(&str, bool, &str)] = &[

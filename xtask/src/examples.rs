@@ -4,12 +4,11 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::backends::{BACKENDS, Backend, MEMORY};
 use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
-use crate::package;
 use crate::process::{note, output_within, say};
-use crate::story::{self, Backend};
-use crate::test::cargo;
+use crate::workspace::{self, cargo};
 
 pub const ARGUMENTS: &str = "[NAME…]";
 pub const ABOUT: &str = "    Starts the brokers, runs each example on the backend it is for, and those that take any on all six. Each asserts what
@@ -100,7 +99,7 @@ pub fn build() -> Result<()> {
 
 /// An example that is built.
 pub fn program(name: &str) -> Result<Command> {
-    let path = package::target()?.join("debug/examples").join(name);
+    let path = workspace::target()?.join("debug/examples").join(name);
     // Cargo puts it elsewhere where a target is configured.
     if !path.exists() {
         bail!("{} is not there: unset CARGO_BUILD_TARGET", path.display());
@@ -110,11 +109,11 @@ pub fn program(name: &str) -> Result<Command> {
 
 /// Every example on every backend that it takes.
 pub fn all() -> Vec<Run> {
-    let everywhere = || std::iter::once(None).chain(story::BACKENDS.iter().map(Some));
+    let everywhere = || std::iter::once(None).chain(BACKENDS.iter().map(Some));
     let portable = PORTABLE.iter().flat_map(|example| everywhere().map(|backend| Run { example, backend }));
     let own = OWN.iter().map(|example| Run {
         example,
-        backend: story::BACKENDS.iter().find(|backend| example.starts_with(backend.name)),
+        backend: BACKENDS.iter().find(|backend| example.starts_with(backend.name)),
     });
     portable.chain(own).collect()
 }
@@ -122,7 +121,7 @@ pub fn all() -> Vec<Run> {
 impl Run {
     /// What it is called in a report.
     pub fn name(&self) -> String {
-        format!("example {} on {}", self.example, self.backend.map_or(story::MEMORY, |backend| backend.name))
+        format!("example {} on {}", self.example, self.backend.map_or(MEMORY, |backend| backend.name))
     }
 
     /// Whether its broker is one of these.
@@ -184,7 +183,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::test::root;
+    use crate::workspace::root;
 
     #[test]
     fn every_example_is_run() -> Result<()> {

@@ -3,9 +3,9 @@
 use std::process::Command;
 
 use crate::error::{Result, bail};
-use crate::package::{manifest, publish_order, without_warnings};
+use crate::package::publish_order;
 use crate::process::{note, say};
-use crate::test::{cargo, root};
+use crate::workspace::{cargo, manifest, root, without_warnings};
 
 pub const ARGUMENTS: &str = "[--msrv] [FEATURE…]";
 pub const ABOUT: &str =

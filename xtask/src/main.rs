@@ -1,6 +1,7 @@
 //! The project's own commands, run as `cargo xtask COMMAND`.
 
 mod api;
+mod backends;
 mod bench;
 mod brokers;
 mod error;
@@ -12,6 +13,7 @@ mod process;
 mod story;
 mod test;
 mod weight;
+mod workspace;
 
 use std::process::ExitCode;
 

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::error::{Context, Result, bail};
-use crate::package::{publish_order, target, without_warnings};
+use crate::package::publish_order;
 use crate::process::{note, output, say};
-use crate::test::{cargo, root};
+use crate::workspace::{cargo, root, target, without_warnings};
 
 pub const ARGUMENTS: &str = "";
 pub const ABOUT: &str =

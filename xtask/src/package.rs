@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
-use crate::error::{Context, Error, Result, bail};
-use crate::process::{note, output, say};
-use crate::test::{cargo, root};
+use crate::error::{Context, Result, bail};
+use crate::process::{output, say};
+use crate::workspace::{cargo, manifest, root, target, without_warnings};
 
 pub const ARGUMENTS: &str = "[--publish-order] [--no-verify] [--allow-dirty] [--offline]";
 pub const ABOUT: &str =
@@ -130,45 +127,9 @@ fn strings<'a>(manifest: &'a str, key: &str) -> Vec<&'a str> {
     list.unwrap_or_default().split('"').skip(1).step_by(2).collect()
 }
 
-/// The manifest of one of our crates.
-pub fn manifest(name: &str) -> Result<String> {
-    let path = root().join(name).join("Cargo.toml");
-    fs::read_to_string(&path).context(|| format!("cannot read {}", path.display()))
-}
-
 fn version(name: &str) -> Result<String> {
     let id = output(&mut cargo(&["pkgid", "-p", name]))?;
     Ok(id.trim().rsplit(['#', '@']).next().unwrap_or_default().to_owned())
-}
-
-/// Where cargo puts what it makes.
-pub fn target() -> Result<PathBuf> {
-    let metadata = output(&mut cargo(&["metadata", "--no-deps", "--format-version", "1"]))?;
-    let path = metadata.split_once("\"target_directory\":\"").and_then(|(_, rest)| rest.split('"').next());
-    path.map(PathBuf::from).ok_or_else(|| Error::new("cargo does not say where its target folder is"))
-}
-
-/// Runs a cargo command, shows what it says, and takes a warning for a failure.
-pub fn without_warnings(mut command: Command) -> Result<()> {
-    let mut child = command
-        .env("CARGO_TERM_COLOR", "never")
-        .stderr(Stdio::piped())
-        .spawn()
-        .context(|| format!("cannot start {command:?}"))?;
-    let Some(said) = child.stderr.take() else { bail!("{command:?} has no output") };
-    let mut warnings = 0;
-    for line in BufReader::new(said).lines().map_while(Result::ok) {
-        warnings += usize::from(line.starts_with("warning"));
-        note(&line);
-    }
-    let status = child.wait()?;
-    if !status.success() {
-        bail!("{command:?} ended with {status}");
-    }
-    if warnings > 0 {
-        bail!("{command:?} warned");
-    }
-    Ok(())
 }
 
 #[cfg(test)]

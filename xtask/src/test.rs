@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::api;
+use crate::backends;
 use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
 use crate::examples;
@@ -15,6 +15,7 @@ use crate::package;
 use crate::process::{find_program, note, say, succeeds_within};
 use crate::story;
 use crate::weight;
+use crate::workspace::{cargo, root};
 
 pub const ARGUMENTS: &str = "[--runs N] [--conformance] [--broker NAME [--version V]] [FILTER]";
 pub const ABOUT: &str =
@@ -148,10 +149,12 @@ pub fn command(arguments: &[String]) -> Result<()> {
         // Nothing is left to do, where the tests were built.
         report.timed("examples", || examples::build().map(|()| String::new()));
         let known = story::on_memory();
-        for backend in story::BACKENDS.iter().filter(|backend| backend.is_at(&environment)) {
+        for backend in backends::BACKENDS.iter().filter(|backend| backend.is_at(&environment)) {
             if let Ok(known) = &known {
-                report
-                    .check(&format!("quickstart on {}", backend.name), backend.told_as(known, &environment));
+                report.check(
+                    &format!("quickstart on {}", backend.name),
+                    story::told_as(backend, known, &environment),
+                );
             }
         }
         report.check("quickstart on memory", known.map(|_| String::new()));
@@ -193,7 +196,7 @@ fn set_ups(broker: Option<&str>, version: Option<&str>) -> Result<Vec<String>> {
         return Ok(BROKERS.iter().map(|name| (*name).to_owned()).collect());
     };
     if !BROKERS.contains(&broker) || !BACKENDS.contains(&format!("buqueue-{broker}").as_str()) {
-        let known: Vec<&str> = story::BACKENDS.iter().map(|backend| backend.name).collect();
+        let known: Vec<&str> = backends::BACKENDS.iter().map(|backend| backend.name).collect();
         bail!("--broker: must be one of {}", known.join(", "));
     }
     let own = version.map_or_else(|| broker.to_owned(), |version| format!("{broker}-{version}"));
@@ -270,17 +273,6 @@ fn brokers_up(report: &mut Report, set_ups: &[String]) -> Result<Vec<Endpoint>> 
 
 fn in_ci() -> bool {
     std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false" && value != "0")
-}
-
-pub fn cargo(arguments: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(arguments).current_dir(root());
-    command
-}
-
-pub fn root() -> &'static Path {
-    // This file lives in `xtask/src`, two levels below.
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
 
 /// No backend pulls another's client, and the plain facade pulls next to nothing.

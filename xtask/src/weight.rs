@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Result, bail};
 use crate::features;
 use crate::process::{note, output, say};
-use crate::test::cargo;
+use crate::workspace::cargo;
 
 pub const ARGUMENTS: &str = "[--time] [FEATURE…]";
 pub const ABOUT: &str =
