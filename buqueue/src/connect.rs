@@ -62,7 +62,8 @@ const SCHEMES: &[(&str, &str)] = &[
 /// ```
 ///
 /// # Errors
-/// [`InvalidConfig`](ErrorKind::InvalidConfig), with `url` or the field at fault, and without a user or a password: an unknown scheme, one whose backend is not compiled in, an unknown key, a value that is none, a missing part.
+/// [`InvalidConfig`](ErrorKind::InvalidConfig), with `url` or the field at fault, and without a user or a password: an
+/// unknown scheme, one whose backend is not compiled in, an unknown key, a value that is none, a missing part.
 pub fn connect(url: &str) -> Result<AnyBuilder> {
     open(url).map_err(|error| error.at("", "connect"))
 }

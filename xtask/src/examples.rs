@@ -1,5 +1,6 @@
 //! The examples, each on the broker it is for, and those that take any on every backend.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,6 +32,9 @@ const OWN: &[&str] = &[
     "sqs_standard",
 ];
 
+/// Longer than any takes; a message that is lost lets an example wait for ever.
+pub const LIMIT: Duration = Duration::from_secs(180);
+
 /// One example on one backend; none is the memory of its process.
 pub struct Run {
     pub example: &'static str,
@@ -44,11 +48,9 @@ pub fn command(arguments: &[String]) -> Result<()> {
     }
     let mut runs = all();
     runs.retain(|run| arguments.is_empty() || arguments.iter().any(|name| name == run.example));
-    let mut names: Vec<&str> = runs.iter().filter_map(|run| Some(run.backend?.name)).collect();
-    names.sort_unstable();
-    names.dedup();
+    let names: BTreeSet<&str> = runs.iter().filter_map(|run| Some(run.backend?.name)).collect();
     build()?;
-    let endpoints = brokers::up(&names)?;
+    let endpoints = brokers::up(&Vec::from_iter(names))?;
     let outcomes = run(&runs.iter().collect::<Vec<_>>(), &endpoints);
     let mut failed = 0;
     for (run, outcome) in runs.iter().zip(outcomes) {
@@ -61,7 +63,8 @@ pub fn command(arguments: &[String]) -> Result<()> {
     if failed > 0 {
         bail!("{failed} of {} runs failed", runs.len());
     }
-    say(&format!("{} runs of {} examples: each did what it says", runs.len(), PORTABLE.len() + OWN.len()));
+    let examples: BTreeSet<&str> = runs.iter().map(|run| run.example).collect();
+    say(&format!("{} runs of {} examples: each did what it says", runs.len(), examples.len()));
     Ok(())
 }
 
@@ -100,9 +103,8 @@ pub fn build() -> Result<()> {
 /// An example that is built.
 pub fn program(name: &str) -> Result<Command> {
     let path = workspace::target()?.join("debug/examples").join(name);
-    // Cargo puts it elsewhere where a target is configured.
     if !path.exists() {
-        bail!("{} is not there: unset CARGO_BUILD_TARGET", path.display());
+        bail!("{} is not there; cargo puts it elsewhere where `build.target` is configured", path.display());
     }
     Ok(Command::new(path))
 }
@@ -164,9 +166,6 @@ impl Run {
         Ok(std::iter::once(place).chain(backend.credentials()).collect())
     }
 }
-
-/// Longer than any takes; a message that is lost lets an example wait for ever.
-pub const LIMIT: Duration = Duration::from_secs(180);
 
 /// The last line of what a program prints, which must end well.
 fn last_line(program: &mut Command, limit: Duration) -> Result<String> {
