@@ -58,7 +58,10 @@ fn config(brokers: &str, name: &str) -> KafkaConfig {
 }
 
 fn builder(config: &KafkaConfig) -> QueueBuilder<KafkaBackend> {
-    KafkaBackend::builder(config.clone()).session_timeout(Duration::from_secs(2))
+    // A broker that has just started takes long for its first groups on a loaded machine.
+    KafkaBackend::builder(config.clone())
+        .connection_timeout(Duration::from_secs(30))
+        .session_timeout(Duration::from_secs(2))
 }
 
 fn client(config: &KafkaConfig) -> ClientConfig {
