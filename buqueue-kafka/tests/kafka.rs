@@ -105,7 +105,15 @@ fn committed(config: &KafkaConfig) -> Vec<(Option<i64>, i64)> {
         Offset::Offset(offset) => Some(offset),
         _ => None,
     };
-    let end = |partition| consumer.fetch_watermarks(&config.topic, partition, SOON).unwrap().1;
+    let deadline = Instant::now() + SOON;
+    let end = |partition| loop {
+        match consumer.fetch_watermarks(&config.topic, partition, SOON) {
+            Ok((_, end)) => return end,
+            // A new partition has no leader for a moment.
+            Err(error) => assert!(Instant::now() < deadline, "{error:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
     (0..count).map(|partition| (of(partition), end(partition))).collect()
 }
 
