@@ -91,14 +91,15 @@ impl Harness for Broker {
     }
 
     fn builder(&self, setup: &Setup) -> QueueBuilder<KafkaBackend> {
-        // A broker that has just started takes long for its first groups on a loaded machine. The cases that measure how
-        // long building takes have a proxy.
-        let patience = Duration::from_secs(if setup.via.is_some() { 10 } else { 30 });
         // The harness' lease is how long who is gone is waited for.
-        KafkaBackend::builder(self.config(setup))
-            .connection_timeout(patience)
-            .session_timeout(setup.lease.min(Duration::from_secs(6)))
-            .response_timeout(Duration::from_millis(1500))
+        let builder = KafkaBackend::builder(self.config(setup))
+            .session_timeout(setup.lease.min(Duration::from_secs(6)));
+        if setup.via.is_some() {
+            // What a proxy holds up is noticed soon.
+            return builder.response_timeout(Duration::from_millis(1500));
+        }
+        // A broker that has just started takes long for its first groups on a loaded machine.
+        builder.connection_timeout(Duration::from_secs(30))
     }
 
     fn lease(&self) -> Duration {
