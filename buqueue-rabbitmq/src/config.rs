@@ -137,7 +137,7 @@ impl ExchangeKind {
 #[derive(Clone)]
 pub struct RabbitMqOptions {
     pub(crate) config: RabbitMqConfig,
-    pub(crate) operation_timeout: Duration,
+    pub(crate) request_timeout: Duration,
     pub(crate) heartbeat: Duration,
     pub(crate) root_certificates: Option<String>,
     pub(crate) max_payload: usize,
@@ -148,7 +148,7 @@ impl fmt::Debug for RabbitMqOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RabbitMqOptions")
             .field("config", &self.config)
-            .field("operation_timeout", &self.operation_timeout)
+            .field("request_timeout", &self.request_timeout)
             .field("heartbeat", &self.heartbeat)
             .field("max_payload", &self.max_payload)
             .field("delay_prefix", &self.delay_prefix)
@@ -160,7 +160,7 @@ impl RabbitMqOptions {
     pub(crate) fn new(config: RabbitMqConfig) -> Self {
         Self {
             config,
-            operation_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
             heartbeat: Duration::from_secs(4),
             root_certificates: None,
             max_payload: 16 * 1024 * 1024,
@@ -193,7 +193,7 @@ impl RabbitMqOptions {
             return Err(invalid("prefetch_count: must be at least 1, is 0"));
         }
         for (field, value) in
-            [("connection_timeout", config.connection_timeout), ("operation_timeout", self.operation_timeout)]
+            [("connection_timeout", config.connection_timeout), ("request_timeout", self.request_timeout)]
         {
             if value < Duration::from_millis(1) {
                 return Err(invalid(format!("{field}: must be at least 1 ms, is {value:?}")));
@@ -252,7 +252,7 @@ pub trait RabbitMqBuilderExt: Sized {
     /// How long the broker may take to confirm a message or to answer a request until that fails with `Timeout`. At least
     /// 1 ms. Default: 5 s.
     #[must_use]
-    fn operation_timeout(self, timeout: Duration) -> Self;
+    fn request_timeout(self, timeout: Duration) -> Self;
 
     /// How long a peer may be silent until the connection is given up, in whole seconds; a value in the URL goes
     /// before it. At least 1 s. Default: 4 s.
@@ -275,8 +275,8 @@ pub trait RabbitMqBuilderExt: Sized {
 }
 
 impl<Dispatch> RabbitMqBuilderExt for QueueBuilder<RabbitMqBackend, Dispatch> {
-    fn operation_timeout(self, timeout: Duration) -> Self {
-        self.configure(|options| options.operation_timeout = timeout)
+    fn request_timeout(self, timeout: Duration) -> Self {
+        self.configure(|options| options.request_timeout = timeout)
     }
 
     fn heartbeat(self, heartbeat: Duration) -> Self {

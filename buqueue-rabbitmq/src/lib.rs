@@ -104,7 +104,7 @@
 //! * [`RabbitMqConfig::durable`] stays `true` where the queue is classic; so does [`ExchangeConfig::durable`].
 //! * [`heartbeat`](RabbitMqBuilderExt::heartbeat) (4 s by default): a peer that is silent for longer is given up. More
 //!   where a network stands still for longer than that.
-//! * [`operation_timeout`](RabbitMqBuilderExt::operation_timeout) (5 s by default): longer than the broker takes to
+//! * [`request_timeout`](RabbitMqBuilderExt::request_timeout) (5 s by default): longer than the broker takes to
 //!   confirm under load; what is not confirmed in time is an error, and may be in the queue all the same.
 //! * [`RabbitMqConfig::prefetch_count`] (200 by default): at least as many as handlers run at the same time. What a
 //!   process that dies has read ahead has used up an attempt.

@@ -103,7 +103,7 @@ impl driver::Backend for RedisBackend {
 async fn connect(options: &RedisOptions, consuming: bool) -> Result<(Commands, Arc<Connector>)> {
     let endpoint = options.validate(consuming)?;
     let connector = Arc::new(Connector::new(options, &endpoint).map_err(|error| fail(&error, options))?);
-    let commands = Commands::connect(Arc::clone(&connector), options.command_timeout).await;
+    let commands = Commands::connect(Arc::clone(&connector), options.request_timeout).await;
     Ok((commands.map_err(|error| fail(&error, options))?, connector))
 }
 

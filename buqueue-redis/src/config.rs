@@ -89,7 +89,7 @@ impl fmt::Debug for RedisConfig {
 pub struct RedisOptions {
     pub(crate) config: RedisConfig,
     pub(crate) connection_timeout: Duration,
-    pub(crate) command_timeout: Duration,
+    pub(crate) request_timeout: Duration,
     pub(crate) deduplication_window: Duration,
     pub(crate) cluster_nodes: Vec<String>,
     pub(crate) ca_certificate: Option<Vec<u8>>,
@@ -101,7 +101,7 @@ impl RedisOptions {
         Self {
             config,
             connection_timeout: Duration::from_secs(10),
-            command_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
             deduplication_window: Duration::from_secs(5 * 60),
             cluster_nodes: Vec::new(),
             ca_certificate: None,
@@ -131,7 +131,7 @@ impl RedisOptions {
         }
         for (field, value) in [
             ("connection_timeout", self.connection_timeout),
-            ("command_timeout", self.command_timeout),
+            ("request_timeout", self.request_timeout),
             ("deduplication_window", self.deduplication_window),
         ] {
             if value < Duration::from_millis(1) {
@@ -164,7 +164,7 @@ impl fmt::Debug for RedisOptions {
         f.debug_struct("RedisOptions")
             .field("config", &self.config)
             .field("connection_timeout", &self.connection_timeout)
-            .field("command_timeout", &self.command_timeout)
+            .field("request_timeout", &self.request_timeout)
             .field("deduplication_window", &self.deduplication_window)
             .field("cluster_nodes", &self.cluster_nodes.iter().map(|url| redact(url)).collect::<Vec<_>>())
             .field("ca_certificate", &self.ca_certificate.is_some())
@@ -181,7 +181,7 @@ pub trait RedisBuilderExt {
 
     /// How long one command may take until what needs it fails with `Timeout`. At least 1 ms. Default: 5 s.
     #[must_use]
-    fn command_timeout(self, timeout: Duration) -> Self;
+    fn request_timeout(self, timeout: Duration) -> Self;
 
     /// For how long a deduplication id is remembered. At least 1 ms. Default: 5 min.
     #[must_use]
@@ -207,8 +207,8 @@ impl<D> RedisBuilderExt for QueueBuilder<RedisBackend, D> {
         self.configure(|options| options.connection_timeout = timeout)
     }
 
-    fn command_timeout(self, timeout: Duration) -> Self {
-        self.configure(|options| options.command_timeout = timeout)
+    fn request_timeout(self, timeout: Duration) -> Self {
+        self.configure(|options| options.request_timeout = timeout)
     }
 
     fn deduplication_window(self, window: Duration) -> Self {
@@ -453,7 +453,7 @@ mod tests {
             ("read_count", |o| o.config.read_count = READ_COUNT_MAX + 1),
             ("pending_timeout", |o| o.config.pending_timeout = Duration::ZERO),
             ("connection_timeout", |o| o.connection_timeout = Duration::ZERO),
-            ("command_timeout", |o| o.command_timeout = Duration::ZERO),
+            ("request_timeout", |o| o.request_timeout = Duration::ZERO),
             ("deduplication_window", |o| o.deduplication_window = Duration::ZERO),
             ("max_payload", |o| o.max_payload = usize::MAX),
         ];

@@ -656,7 +656,7 @@ async fn a_slow_network_brings_a_large_message_at_the_first_attempt() {
     // It needs longer than the first read waits.
     let slow = RedisConfig { url: slow_way(&url, 100_000), ..direct.clone() };
     producer.send(Message::new(vec![7; 550_000])).await.unwrap();
-    let builder = RedisBackend::builder(slow).command_timeout(Duration::from_secs(2));
+    let builder = RedisBackend::builder(slow).request_timeout(Duration::from_secs(2));
     let mut consumer = builder.build_consumer().await.unwrap();
     let begin = Instant::now();
     let delivery = timeout(SOON * 3, consumer.receive()).await.expect("in time").unwrap();
