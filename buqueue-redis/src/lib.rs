@@ -101,6 +101,9 @@
 //! * [`RedisConfig::consumer`] differs between running instances; the default does, where host and process do.
 //! * [`request_timeout`](RedisBuilderExt::request_timeout) (5 s by default): longer than the largest message takes to cross
 //!   the network. A server that is gone without a word is noticed after it.
+//! * Over `rediss://`: [`root_certificates`](RedisBuilderExt::root_certificates) where the server's certificate comes from an
+//!   authority of your own, and [`client_certificate`](RedisBuilderExt::client_certificate) where the server asks for one.
+//!   Both are read when the queue is built: build it anew before they expire.
 //! * [`deduplication_window`](RedisBuilderExt::deduplication_window) (5 minutes by default): longer than a sender goes on
 //!   trying; each id takes a key of memory for so long.
 //! * A consumer of the group always runs: it is consumers that send on what is due, take back what was not settled in
@@ -168,6 +171,7 @@ mod reclaim;
 mod schedule;
 mod scripts;
 mod stats;
+mod tls;
 mod url;
 
 pub use backend::RedisBackend;
