@@ -4,6 +4,8 @@ use buqueue_core::{BuqueueError, ErrorKind};
 use lapin::ErrorKind as Native;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 
+use crate::tls;
+
 /// What an error of the client means.
 pub(crate) fn classify(error: &lapin::Error) -> ErrorKind {
     match error.kind() {
@@ -53,6 +55,9 @@ pub(crate) fn passing(what: &str, error: BuqueueError) -> BuqueueError {
 /// What connecting failed at.
 pub(crate) fn connecting(error: lapin::Error, vhost: &str) -> BuqueueError {
     let text = error.to_string();
+    if let (Native::IOError(_), Some((kind, fact))) = (error.kind(), tls::refusal(&text)) {
+        return BuqueueError::new(kind, fact).with_source(error);
+    }
     match (classify(&error), error.kind()) {
         (ErrorKind::InvalidConfig, Native::ProtocolError(_)) => BuqueueError::new(
             ErrorKind::InvalidConfig,

@@ -67,7 +67,6 @@ async fn every_client_speaks_tls_in_one_binary() {
     }
     if let Some((url, authority)) = server("RABBITMQ") {
         let config = RabbitMqConfig { url, queue: name.clone(), ..RabbitMqConfig::default() };
-        let authority = std::fs::read_to_string(authority).unwrap();
         over(RabbitMqBackend::builder(config).root_certificates(authority)).await;
     }
     if let Some((url, authority)) = server("REDIS") {
