@@ -42,6 +42,8 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) async fn connect(options: &NatsOptions, consuming: bool) -> Result<Self> {
         let servers = options.validate(consuming)?;
+        // The client reads them by itself, for each connection, and does not say which of them is of no use.
+        options.tls.check().await?;
         // Two crypto providers in one program make the client panic. That one is installed already is fine.
         let _installed_before = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (state_sender, state) = watch::channel(State { up: false, epoch: 0 });
@@ -101,10 +103,10 @@ impl Link {
                 invalid(fact)
             })?;
         }
-        if let Some(file) = &options.root_certificates {
+        if let Some(file) = &options.tls.root_certificates {
             connecting = connecting.add_root_certificates(file.clone());
         }
-        if let Some((certificate, key)) = &options.client_certificate {
+        if let Some((certificate, key)) = &options.tls.client_certificate {
             connecting = connecting.add_client_certificate(certificate.clone(), key.clone());
         }
         let client = match timeout(options.connection_timeout, connecting.connect(servers)).await {

@@ -24,13 +24,6 @@ pub(crate) struct TlsFiles {
     pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
 }
 
-/// What they hold, in PEM. Not `Debug`: there is a key in it.
-pub(crate) struct TlsPem {
-    pub(crate) root_certificates: Option<Vec<u8>>,
-    /// The certificate, and its key.
-    pub(crate) client_certificate: Option<(Vec<u8>, Vec<u8>)>,
-}
-
 impl TlsFiles {
     /// Refuses files where they would be of no use: without TLS nobody would look at them. `scheme` is what it takes.
     pub(crate) fn need_tls(&self, is_tls: bool, scheme: &str) -> Result<()> {
@@ -43,40 +36,38 @@ impl TlsFiles {
         }
     }
 
-    /// Reads them.
-    pub(crate) async fn read(&self) -> Result<TlsPem> {
-        let root_certificates = match &self.root_certificates {
-            Some(file) => Some(roots(file).await?),
-            None => None,
-        };
-        let client_certificate = match &self.client_certificate {
-            Some((certificate, key)) => Some(identity(certificate, key).await?),
-            None => None,
-        };
-        Ok(TlsPem { root_certificates, client_certificate })
+    /// Looks at what they hold.
+    pub(crate) async fn check(&self) -> Result<()> {
+        if let Some(file) = &self.root_certificates {
+            check_roots(file).await?;
+        }
+        if let Some((certificate, key)) = &self.client_certificate {
+            check_identity(certificate, key).await?;
+        }
+        Ok(())
     }
 }
 
-async fn roots(file: &Path) -> Result<Vec<u8>> {
+async fn check_roots(file: &Path) -> Result<()> {
     let pem = read(ROOTS, file).await?;
     let mut store = RootCertStore::empty();
     for certificate in certificates(ROOTS, file, &pem)? {
         store.add(certificate).map_err(|error| broken(ROOTS, file).with_source(error))?;
     }
-    Ok(pem)
+    Ok(())
 }
 
-async fn identity(certificate: &Path, key: &Path) -> Result<(Vec<u8>, Vec<u8>)> {
+async fn check_identity(certificate: &Path, key: &Path) -> Result<()> {
     let (pem, key_pem) = (read(CLIENT, certificate).await?, read(CLIENT, key).await?);
     let chain = certificates(CLIENT, certificate, &pem)?;
     let Ok(private) = PrivateKeyDer::from_pem_slice(&key_pem) else {
         return Err(invalid(format!("{CLIENT}: {key:?} holds no key in PEM, or an encrypted one")));
     };
-    CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider()).map_err(|error| {
+    let checked = CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider()).map(drop);
+    checked.map_err(|error| {
         let fact = format!("{CLIENT}: {certificate:?} is no certificate of the key in {key:?}: {error}");
         invalid(fact).with_source(error)
-    })?;
-    Ok((pem, key_pem))
+    })
 }
 
 async fn read(option: &str, file: &Path) -> Result<Vec<u8>> {

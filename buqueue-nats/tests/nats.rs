@@ -259,9 +259,67 @@ async fn tls_is_used_and_the_authority_is_checked() {
     within(consumer.receive()).await.unwrap().ack().await.unwrap();
     let error = within(NatsBackend::builder(config(&url, "tls")).build_producer()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
-    let missing = NatsBackend::builder(config(&url, "tls")).root_certificates("/nowhere/ca.crt");
-    let error = within(missing.build_producer()).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+}
+
+/// Who shows his certificate is let in, and who has none is told so.
+#[tokio::test]
+async fn a_client_certificate_is_shown() {
+    let Some(url) = server("BUQUEUE_TEST_NATS_MTLS") else { return };
+    let Some(authority) = server("BUQUEUE_TEST_NATS_TLS_CA") else { return };
+    let Some(certificate) = server("BUQUEUE_TEST_NATS_TLS_CLIENT_CERT") else { return };
+    let Some(key) = server("BUQUEUE_TEST_NATS_TLS_CLIENT_KEY") else { return };
+    let unknown = || NatsBackend::builder(config(&url, "mtls")).root_certificates(&authority);
+    let known = unknown().client_certificate(&certificate, &key);
+    let (producer, mut consumer) = known.build_pair().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+    let error = within(unknown().build_producer()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error:?}");
+    assert!(error.message().starts_with("client_certificate: "), "{error}");
+    // Files that do not belong together, and no key.
+    for (certificate, key) in [(&authority, &key), (&certificate, &certificate)] {
+        let wrong = unknown().client_certificate(certificate, key);
+        let error = within(wrong.build_producer()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+        assert!(error.message().starts_with("client_certificate: "), "{error}");
+    }
+}
+
+/// A file of no use is told by its option, before anything is connected, and nothing of what it says.
+#[tokio::test]
+async fn a_file_without_a_certificate_is_told_by_its_option() {
+    let name = format!("broken-{}-{}.pem", std::process::id(), Utc::now().timestamp_micros());
+    let broken = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&broken, "-----BEGIN CERTIFICATE canary\n").unwrap();
+    let none = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    for file in ["/nowhere/file.pem", none, broken.to_str().unwrap()] {
+        let encrypted = || NatsBackend::builder(config("tls://127.0.0.1:1", "file"));
+        for (builder, option) in [
+            (encrypted().root_certificates(file), "root_certificates"),
+            (encrypted().client_certificate(file, file), "client_certificate"),
+        ] {
+            let error = within(builder.build_producer()).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+            assert!(error.message().starts_with(&format!("{option}: {file:?} ")), "{error}");
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        }
+    }
+}
+
+/// Without TLS nobody would look at certificates, and of several servers each must speak it.
+#[tokio::test]
+async fn certificates_without_tls_are_refused() {
+    for url in ["nats://127.0.0.1:1", "tls://127.0.0.1:1,nats://127.0.0.1:1"] {
+        let plain = || NatsBackend::builder(config(url, "plain"));
+        for (builder, option) in [
+            (plain().root_certificates("ca.pem"), "root_certificates: "),
+            (plain().client_certificate("client.pem", "key.pem"), "client_certificate: "),
+        ] {
+            let error = builder.build_producer().await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+            assert!(error.message().starts_with(option) && error.message().contains("tls://"), "{error}");
+        }
+    }
 }
 
 /// A credentials file opens the door of a server with accounts; without it, or with one that is none, it stays shut.
