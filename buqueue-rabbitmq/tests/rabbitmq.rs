@@ -334,6 +334,24 @@ async fn a_client_certificate_logs_in() {
     }
 }
 
+/// What has taken the place of a file counts from the next connection on.
+#[tokio::test]
+async fn a_certificate_that_was_replaced_counts_for_the_next_connection() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ_TLS") else { return };
+    let Some(authority) = server("BUQUEUE_TEST_RABBITMQ_TLS_CA") else { return };
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique("replaced.pem"));
+    std::fs::copy(&authority, &file).unwrap();
+    let consumer = RabbitMqBackend::builder(config(&url, "replaced")).root_certificates(&file);
+    // It asks on a connection of its own.
+    let monitor = consumer.build_consumer().await.unwrap().monitor();
+    std::fs::write(&file, "nothing").unwrap();
+    let error = within(monitor.queue_stats()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+    assert!(error.message().starts_with("root_certificates: "), "{error}");
+    std::fs::copy(&authority, &file).unwrap();
+    assert_eq!(within(monitor.queue_stats()).await.unwrap().ready, 0);
+}
+
 /// A file of no use is told by its option, before anything is connected, and nothing of what it says.
 #[tokio::test]
 async fn a_file_without_a_certificate_is_told_by_its_option() {
