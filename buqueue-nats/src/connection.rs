@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::response::Response;
-use async_nats::{Client, ConnectOptions, Event, Request, ServerError};
+use async_nats::{Client, ConnectOptions, Event, Request, ServerAddr, ServerError};
 use buqueue_core::driver::Activity;
 use buqueue_core::{BuqueueError, ErrorKind, Result, percent};
 use serde::de::DeserializeOwned;
@@ -54,6 +54,8 @@ impl Link {
         let mut connecting = ConnectOptions::new()
             .name("buqueue")
             .ping_interval(PING_INTERVAL)
+            // Servers that others tell of come without a scheme: else each would say itself whether it is spoken to in plain.
+            .require_tls(servers.iter().all(ServerAddr::tls_required))
             .connection_timeout(options.connection_timeout)
             .request_timeout(Some(options.request_timeout))
             .subscription_capacity(1 << 16)

@@ -8,6 +8,8 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
@@ -283,6 +285,57 @@ async fn a_client_certificate_is_shown() {
         assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
         assert!(error.message().starts_with("client_certificate: "), "{error}");
     }
+}
+
+/// The first line that a server says, which is never encrypted.
+fn greeting(server: &mut TcpStream) -> String {
+    let mut line = String::new();
+    let mut byte = [0];
+    while !line.ends_with("\r\n") {
+        server.read_exact(&mut byte).unwrap();
+        line.push(char::from(byte[0]));
+    }
+    line
+}
+
+/// A server that another one tells of is spoken to over TLS where the URL says so, whatever it says of itself.
+#[tokio::test]
+async fn a_server_that_is_told_of_gets_nothing_in_plain() {
+    let Some(url) = server("BUQUEUE_TEST_NATS_TLS") else { return };
+    let Some(authority) = server("BUQUEUE_TEST_NATS_TLS_CA") else { return };
+    let [way, other] = [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let told = format!("INFO {{\"connect_urls\":[\"{}\"],", other.local_addr().unwrap());
+    let through = format!("tls://{}", way.local_addr().unwrap());
+    let (said, plain) = std::sync::mpsc::channel();
+    let (cut, cutting) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let (mut client, _) = way.accept().unwrap();
+        let mut server = TcpStream::connect(url.trim_start_matches("tls://")).unwrap();
+        let info = greeting(&mut server);
+        client.write_all(info.replacen("INFO {", &told, 1).as_bytes()).unwrap();
+        said.send(info.replace("\"tls_required\":true", "\"tls_required\":false")).unwrap();
+        let [from, mut to] = [&client, &server].map(|stream| stream.try_clone().unwrap());
+        let [back_from, mut back_to] = [&server, &client].map(|stream| stream.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut &from, &mut to));
+        std::thread::spawn(move || std::io::copy(&mut &back_from, &mut back_to));
+        // Until the test lets go.
+        assert!(cutting.recv().is_err());
+        // Nobody answers here any more.
+        drop((way, client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both)));
+    });
+    let builder = NatsBackend::builder(config(&through, "told")).root_certificates(&authority);
+    let producer = within(builder.build_producer()).await.unwrap();
+    let first = tokio::task::spawn_blocking(move || {
+        let (mut client, _) = other.accept().unwrap();
+        client.write_all(plain.recv().unwrap().as_bytes()).unwrap();
+        let mut byte = [0];
+        client.read_exact(&mut byte).unwrap();
+        byte[0]
+    });
+    drop(cut);
+    // A record of TLS that begins a handshake.
+    assert_eq!(within(first).await.unwrap(), 22);
+    drop(producer);
 }
 
 /// A file of no use is told by its option, before anything is connected, and nothing of what it says.
