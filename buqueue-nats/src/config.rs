@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use async_nats::ServerAddr;
 use async_nats::jetstream::{consumer, stream};
+use buqueue_core::tls::TlsFiles;
 use buqueue_core::{BuqueueError, ErrorKind, QueueBuilder, Result};
 
 use crate::NatsBackend;
 use crate::subject;
-use crate::tls::TlsFiles;
 
 /// The server's default `max_payload`, and the least that a message of ours is promised to fit.
 const SERVER_MAX_PAYLOAD: usize = 1024 * 1024;

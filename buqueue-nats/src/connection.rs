@@ -43,7 +43,7 @@ impl Link {
     pub(crate) async fn connect(options: &NatsOptions, consuming: bool) -> Result<Self> {
         let servers = options.validate(consuming)?;
         // The client reads them by itself, for each connection, and does not say which of them is of no use.
-        options.tls.check().await?;
+        options.tls.read().await?;
         // Two crypto providers in one program make the client panic. That one is installed already is fine.
         let _installed_before = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (state_sender, state) = watch::channel(State { up: false, epoch: 0 });

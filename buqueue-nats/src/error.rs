@@ -2,9 +2,8 @@
 
 use async_nats::jetstream;
 use async_nats::{ConnectError, ConnectErrorKind, client};
+use buqueue_core::tls;
 use buqueue_core::{BuqueueError, ErrorKind};
-
-use crate::tls;
 
 /// Error codes of the server, as in its `errors.json`.
 pub(crate) mod code {

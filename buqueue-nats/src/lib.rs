@@ -204,7 +204,6 @@ mod requests;
 mod stats;
 mod subject;
 mod telling;
-mod tls;
 mod topology;
 mod url;
 

@@ -4,12 +4,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use buqueue_core::tls::TlsFiles;
 use buqueue_core::{BuqueueError, ErrorKind, QueueBuilder, Result};
 use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri};
 
 use crate::RabbitMqBackend;
-use crate::tls::TlsFiles;
 
 /// Names and keys of AMQP 0-9-1 are *short strings*.
 pub(crate) const SHORT_MAX: usize = 255;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use buqueue_core::tls::TlsPem;
 use buqueue_core::{BuqueueError, ErrorKind, Result};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::uri::AMQPUri;
@@ -10,7 +11,6 @@ use tokio::time::timeout;
 
 use crate::config::RabbitMqOptions;
 use crate::error;
-use crate::tls::TlsPem;
 
 /// Knows where the broker is.
 #[derive(Debug, Clone)]

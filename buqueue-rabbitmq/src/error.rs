@@ -1,10 +1,9 @@
 //! From the client's and the broker's errors to buqueue's kinds.
 
+use buqueue_core::tls;
 use buqueue_core::{BuqueueError, ErrorKind};
 use lapin::ErrorKind as Native;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
-
-use crate::tls;
 
 /// What an error of the client means.
 pub(crate) fn classify(error: &lapin::Error) -> ErrorKind {

@@ -179,7 +179,6 @@ mod lease;
 mod producer;
 mod publisher;
 mod reader;
-mod tls;
 mod topology;
 mod url;
 

@@ -4,10 +4,10 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use buqueue_core::tls::TlsFiles;
 use buqueue_core::{BuqueueError, ErrorKind, QueueBuilder, Result};
 
 use crate::RedisBackend;
-use crate::tls::TlsFiles;
 
 /// Redis takes no string larger than this.
 const PROTO_MAX_BULK_LEN: usize = 512 * 1024 * 1024;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use buqueue_core::driver::{self, Activity, Backend as _};
+use buqueue_core::tls::TlsPem;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
@@ -22,7 +23,6 @@ use crate::RedisBackend;
 use crate::config::{Endpoint, RedisOptions, Sentinels};
 use crate::error;
 use crate::scripts::Lua;
-use crate::tls::TlsPem;
 
 /// How long a reconnect may take. Shorter than the first connect: a packet lost while the network was away must
 /// not hold the next attempt up for long.

@@ -2,10 +2,9 @@
 
 use std::io;
 
+use buqueue_core::tls;
 use buqueue_core::{BuqueueError, ErrorKind};
 use redis::{ErrorKind as Native, RedisError, ServerErrorKind};
-
-use crate::tls;
 
 /// What an error of the client means.
 pub(crate) fn classify(error: &RedisError) -> ErrorKind {

@@ -171,7 +171,6 @@ mod reclaim;
 mod schedule;
 mod scripts;
 mod stats;
-mod tls;
 mod url;
 
 pub use backend::RedisBackend;

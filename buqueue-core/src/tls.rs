@@ -1,39 +1,55 @@
-//! The files of TLS, and what it fails at for good.
+//! The files of TLS that a configuration names, and what a handshake fails at for good.
 //!
-//! The clients tell of a file that is of no use late, not by its option, or not at all; so files are looked at first.
+//! The clients of the brokers tell of a file that is of no use late, or not by its option, or not at all; so the files are
+//! looked at before a client gets them. For backend authors.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use buqueue_core::{BuqueueError, ErrorKind, Result};
 use rustls::RootCertStore;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
-use crate::config::invalid;
+use crate::{BuqueueError, ErrorKind, Result};
 
 const ROOTS: &str = "root_certificates";
 const CLIENT: &str = "client_certificate";
 
-/// Where they are.
+/// Where the files are: the options `root_certificates` and `client_certificate` of a builder, by which errors name them.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct TlsFiles {
-    pub(crate) root_certificates: Option<PathBuf>,
-    /// The certificate, and its key.
-    pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
+pub struct TlsFiles {
+    /// The authorities that a server's certificate must come from.
+    pub root_certificates: Option<PathBuf>,
+    /// The client's own certificate, with those that lead to its authority behind it, and its key.
+    pub client_certificate: Option<(PathBuf, PathBuf)>,
 }
 
-/// What they hold, in PEM. Not `Debug`: there is a key in it.
-pub(crate) struct TlsPem {
-    pub(crate) root_certificates: Option<Vec<u8>>,
-    /// The certificate, and its key.
-    pub(crate) client_certificate: Option<(Vec<u8>, Vec<u8>)>,
+/// What the files hold, in PEM. `Debug` shows none of it.
+#[derive(Clone, Default)]
+pub struct TlsPem {
+    /// The authorities.
+    pub root_certificates: Option<Vec<u8>>,
+    /// The client's own certificate, and its key.
+    pub client_certificate: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl fmt::Debug for TlsPem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsPem")
+            .field("root_certificates", &self.root_certificates.is_some())
+            .field("client_certificate", &self.client_certificate.is_some())
+            .finish()
+    }
 }
 
 impl TlsFiles {
-    /// Refuses files where they would be of no use: without TLS nobody would look at them. `scheme` is what it takes.
-    pub(crate) fn need_tls(&self, is_tls: bool, scheme: &str) -> Result<()> {
+    /// Refuses files where nobody would look at them. `scheme` is what a URL over TLS begins with.
+    ///
+    /// # Errors
+    /// `InvalidConfig`, with the option's name, where there are files and `is_tls` is false.
+    pub fn need_tls(&self, is_tls: bool, scheme: &str) -> Result<()> {
         let roots = self.root_certificates.is_some().then_some(ROOTS);
         match roots.or(self.client_certificate.is_some().then_some(CLIENT)) {
             Some(option) if !is_tls => {
@@ -43,8 +59,12 @@ impl TlsFiles {
         }
     }
 
-    /// Reads them.
-    pub(crate) async fn read(&self) -> Result<TlsPem> {
+    /// Reads the files, and looks at what they hold.
+    ///
+    /// # Errors
+    /// `InvalidConfig`, with the option's name and the file's, where one cannot be read, holds no certificate or no key, or
+    /// one that does not belong to the other. Nothing of what they hold is in the error.
+    pub async fn read(&self) -> Result<TlsPem> {
         let root_certificates = match &self.root_certificates {
             Some(file) => Some(roots(file).await?),
             None => None,
@@ -96,12 +116,18 @@ fn certificates(option: &str, file: &Path, pem: &[u8]) -> Result<Vec<Certificate
     }
 }
 
+fn invalid(fact: String) -> BuqueueError {
+    BuqueueError::new(ErrorKind::InvalidConfig, fact)
+}
+
 fn broken(option: &str, file: &Path) -> BuqueueError {
     invalid(format!("{option}: {file:?} holds a certificate that cannot be decoded"))
 }
 
-/// What has ended a handshake for good, out of the client's words: trying again does not help.
-pub(crate) fn refusal(words: &str) -> Option<(ErrorKind, String)> {
+/// What has ended a handshake for good, out of the words of a client that uses rustls: trying again does not help. `None`
+/// where they speak of something else.
+#[must_use]
+pub fn refusal(words: &str) -> Option<(ErrorKind, String)> {
     if let Some(at) = words.find("invalid peer certificate") {
         let fact = format!("url: the server's certificate is refused: {}", &words[at..]);
         return Some((ErrorKind::InvalidConfig, fact));
