@@ -5,8 +5,8 @@
 //! * **For applications:** [`Message`], [`Delivery`], [`QueueProducer`], [`QueueConsumer`], [`Producer`],
 //!   [`Consumer`], [`DeliveryStream`], [`ShutdownHandle`], [`DlqConfig`], [`BuqueueError`].
 //! * **For backend authors:** [`driver`], the seam a broker's adapter implements, and the tools it may use:
-//!   [`Backoff`], [`Coalescer`], [`Complaints`], [`Mailbox`], [`FirstFailures`], [`percent`], and [`url`], [`duration`] and [`secret`]
-//!   for configurations. The guide [Write your own backend] builds a small one, step by step.
+//!   [`Backoff`], [`Coalescer`], [`Complaints`], [`Mailbox`], [`FirstFailures`], [`percent`], and [`url`], [`duration`], [`secret`] and
+//!   (with the feature `tls`) `tls` for configurations. The guide [Write your own backend] builds a small one, step by step.
 //! * **Between the two**, private: validation, the dead letter verdict, in-flight accounting, shutdown and
 //!   streams, each written once.
 //!
@@ -39,6 +39,8 @@ pub mod secret;
 mod shutdown;
 mod stats;
 mod stream;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod unique;
 pub mod url;
 

@@ -130,9 +130,11 @@ pub struct KafkaSecurity {
 #[derive(Clone, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct KafkaTls {
-    /// The file of the authorities to trust, PEM. Default: those of the system.
+    /// The file of the authorities that the brokers' certificates must come from, PEM, in place of the system's. Read when
+    /// the queue is built. Default: the system's.
     pub ca_file: Option<String>,
-    /// The files of the client's own certificate and key, PEM, where the brokers ask for them.
+    /// The files of the certificate that this client shows brokers that ask for one (`ssl.client.auth`), followed by those
+    /// that lead to its authority, and of its key, which is not encrypted, PEM. Read when the queue is built. Default: none.
     pub certificate_and_key_files: Option<(String, String)>,
 }
 

@@ -44,9 +44,12 @@ impl Refusals {
 impl ClientContext for Refusals {
     fn error(&self, error: KafkaError, reason: &str) {
         let Some(code) = error.rdkafka_error_code() else { return };
-        let kind = error::classify(code);
+        let (kind, fact) = match error::of_certificate(reason) {
+            Some(fact) => (ErrorKind::AuthenticationFailed, fact),
+            None => (error::classify(code), reason.to_owned()),
+        };
         if matches!(kind, ErrorKind::AuthenticationFailed | ErrorKind::InvalidConfig) {
-            *lock(&self.0.last) = Some(BuqueueError::new(kind, reason.to_owned()).with_source(error));
+            *lock(&self.0.last) = Some(BuqueueError::new(kind, fact).with_source(error));
             self.0.refused.notify_one();
         }
     }

@@ -148,6 +148,60 @@ async fn tls_is_used_and_the_authority_is_checked() {
     assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error}");
 }
 
+/// Who shows his certificate is let in, and who has none is told so.
+#[tokio::test]
+async fn a_client_certificate_is_shown() {
+    let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA_MTLS") else { return };
+    let Some(authority) = endpoint("BUQUEUE_TEST_KAFKA_TLS_CA") else { return };
+    let Some(certificate) = endpoint("BUQUEUE_TEST_KAFKA_TLS_CLIENT_CERT") else { return };
+    let Some(key) = endpoint("BUQUEUE_TEST_KAFKA_TLS_CLIENT_KEY") else { return };
+    let mut config = config(&brokers, "mtls");
+    let mut shows = |files: Option<(&String, &String)>| {
+        let certificate_and_key_files = files.map(|(certificate, key)| (certificate.clone(), key.clone()));
+        config.security.tls = Some(KafkaTls { ca_file: Some(authority.clone()), certificate_and_key_files });
+        config.clone()
+    };
+    there_and_back(&shows(Some((&certificate, &key)))).await;
+    let unknown = shows(None);
+    for error in [
+        within(builder(&unknown).build_producer()).await.map(drop).unwrap_err(),
+        within(builder(&unknown).build_consumer()).await.map(drop).unwrap_err(),
+    ] {
+        assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error:?}");
+        assert!(error.message().starts_with("security.tls.certificate_and_key_files: "), "{error}");
+    }
+    // Files that do not belong together, and no key.
+    for files in [(&authority, &key), (&certificate, &certificate)] {
+        let error = within(builder(&shows(Some(files))).build_producer()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+        assert!(error.message().starts_with("security.tls.certificate_and_key_files: "), "{error}");
+    }
+}
+
+/// A file of no use is told by its field, before anything is connected, and nothing of what it says.
+#[tokio::test]
+async fn a_file_without_a_certificate_is_told_by_its_field() {
+    let name = format!("broken-{}-{}.pem", std::process::id(), Utc::now().timestamp_micros());
+    let broken = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&broken, "-----BEGIN CERTIFICATE canary\n").unwrap();
+    let none = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    for file in ["/nowhere/file.pem", none, broken.to_str().unwrap()].map(str::to_owned) {
+        let client = Some((file.clone(), file.clone()));
+        let ca_file = KafkaTls { ca_file: Some(file), ..KafkaTls::default() };
+        let client_files = KafkaTls { certificate_and_key_files: client, ..KafkaTls::default() };
+        for (tls, field) in
+            [(ca_file, "security.tls.ca_file: "), (client_files, "security.tls.certificate_and_key_files: ")]
+        {
+            let mut config = config("127.0.0.1:1", "file");
+            config.security.tls = Some(tls);
+            let error = within(builder(&config).build_producer()).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+            assert!(error.message().starts_with(field), "{error}");
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn every_mechanism_of_sasl_works() {
     let Some(url) = endpoint("BUQUEUE_TEST_KAFKA_SASL") else { return };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_nats::ServerAddr;
 use async_nats::jetstream::{consumer, stream};
+use buqueue_core::tls::TlsFiles;
 use buqueue_core::{BuqueueError, ErrorKind, QueueBuilder, Result};
 
 use crate::NatsBackend;
@@ -199,8 +200,7 @@ pub struct NatsOptions {
     pub(crate) config: NatsConfig,
     pub(crate) connection_timeout: Duration,
     pub(crate) request_timeout: Duration,
-    pub(crate) root_certificates: Option<PathBuf>,
-    pub(crate) client_certificate: Option<(PathBuf, PathBuf)>,
+    pub(crate) tls: TlsFiles,
     pub(crate) plain_acks: bool,
     pub(crate) read_ahead: usize,
 }
@@ -211,8 +211,7 @@ impl fmt::Debug for NatsOptions {
             .field("config", &self.config)
             .field("connection_timeout", &self.connection_timeout)
             .field("request_timeout", &self.request_timeout)
-            .field("root_certificates", &self.root_certificates)
-            .field("client_certificate", &self.client_certificate.as_ref().map(|(file, _)| file))
+            .field("tls", &self.tls)
             .field("plain_acks", &self.plain_acks)
             .field("read_ahead", &self.read_ahead)
             .finish()
@@ -225,8 +224,7 @@ impl NatsOptions {
             config,
             connection_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(5),
-            root_certificates: None,
-            client_certificate: None,
+            tls: TlsFiles::default(),
             plain_acks: false,
             read_ahead: 500,
         }
@@ -252,6 +250,7 @@ impl NatsOptions {
         if consuming {
             self.validate_consumer()?;
         }
+        self.tls.need_tls(servers.iter().all(ServerAddr::tls_required), "tls://, for each server")?;
         Ok(servers)
     }
 
@@ -380,11 +379,15 @@ pub trait NatsBuilderExt: Sized {
     #[must_use]
     fn request_timeout(self, timeout: Duration) -> Self;
 
-    /// A PEM file with the certificates that a `tls://` server's own must come from, beside the system's. Default: none.
+    /// A PEM file with the authorities that a server's certificate must come from, in place of the system's. Read anew for
+    /// each connection, so that what takes its place counts from the next one on. Where not all servers are `tls://`, and
+    /// where the file cannot be read or holds no certificate, building fails with `InvalidConfig`. Default: the system's.
     #[must_use]
     fn root_certificates(self, file: impl Into<PathBuf>) -> Self;
 
-    /// PEM files with the certificate and the key that this client shows a server that asks. Default: none.
+    /// PEM files with the certificate that this client shows a server that asks for one (`verify`), followed by those that
+    /// lead to its authority, and with its key, which is not encrypted. Read anew for each connection, and `InvalidConfig`
+    /// as with [`root_certificates`](Self::root_certificates). Default: none.
     #[must_use]
     fn client_certificate(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self;
 
@@ -408,11 +411,11 @@ impl<Dispatch> NatsBuilderExt for QueueBuilder<NatsBackend, Dispatch> {
     }
 
     fn root_certificates(self, file: impl Into<PathBuf>) -> Self {
-        self.configure(|options| options.root_certificates = Some(file.into()))
+        self.configure(|options| options.tls.root_certificates = Some(file.into()))
     }
 
     fn client_certificate(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
-        self.configure(|options| options.client_certificate = Some((certificate.into(), key.into())))
+        self.configure(|options| options.tls.client_certificate = Some((certificate.into(), key.into())))
     }
 
     fn plain_acks(self) -> Self {
@@ -493,6 +496,24 @@ mod tests {
         assert!(text.contains("nats://…@one:4222,tls://…@two,three:1"), "{text}");
         let error = servers("nats://user:canary@[").unwrap_err();
         assert!(!format!("{error:?}").contains("canary"));
+    }
+
+    #[test]
+    fn certificates_are_for_urls_that_say_tls() {
+        for (url, is_tls) in [
+            ("tls://one", true),
+            ("tls://one:1, tls://token@two", true),
+            ("nats://one", false),
+            ("one", false),
+            ("tls://one,nats://two", false),
+            ("tls://one,two", false),
+        ] {
+            let mut options = NatsOptions::new(NatsConfig { url: url.to_owned(), ..NatsConfig::default() });
+            assert!(options.validate(true).is_ok(), "{url}");
+            options.tls.root_certificates = Some("ca.pem".into());
+            let validated = options.validate(true).map(drop).map_err(|error| error.kind);
+            assert_eq!(validated, if is_tls { Ok(()) } else { Err(ErrorKind::InvalidConfig) }, "{url}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::response::Response;
-use async_nats::{Client, ConnectOptions, Event, Request, ServerError};
+use async_nats::{Client, ConnectOptions, Event, Request, ServerAddr, ServerError};
 use buqueue_core::driver::Activity;
 use buqueue_core::{BuqueueError, ErrorKind, Result, percent};
 use serde::de::DeserializeOwned;
@@ -42,6 +42,8 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) async fn connect(options: &NatsOptions, consuming: bool) -> Result<Self> {
         let servers = options.validate(consuming)?;
+        // The client reads them by itself, for each connection, and does not say which of them is of no use.
+        options.tls.read().await?;
         // Two crypto providers in one program make the client panic. That one is installed already is fine.
         let _installed_before = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (state_sender, state) = watch::channel(State { up: false, epoch: 0 });
@@ -52,6 +54,8 @@ impl Link {
         let mut connecting = ConnectOptions::new()
             .name("buqueue")
             .ping_interval(PING_INTERVAL)
+            // Servers that others tell of come without a scheme: else each would say itself whether it is spoken to in plain.
+            .require_tls(servers.iter().all(ServerAddr::tls_required))
             .connection_timeout(options.connection_timeout)
             .request_timeout(Some(options.request_timeout))
             .subscription_capacity(1 << 16)
@@ -101,10 +105,10 @@ impl Link {
                 invalid(fact)
             })?;
         }
-        if let Some(file) = &options.root_certificates {
+        if let Some(file) = &options.tls.root_certificates {
             connecting = connecting.add_root_certificates(file.clone());
         }
-        if let Some((certificate, key)) = &options.client_certificate {
+        if let Some((certificate, key)) = &options.tls.client_certificate {
             connecting = connecting.add_client_certificate(certificate.clone(), key.clone());
         }
         let client = match timeout(options.connection_timeout, connecting.connect(servers)).await {

@@ -2,6 +2,7 @@
 
 use async_nats::jetstream;
 use async_nats::{ConnectError, ConnectErrorKind, client};
+use buqueue_core::tls;
 use buqueue_core::{BuqueueError, ErrorKind};
 
 /// Error codes of the server, as in its `errors.json`.
@@ -50,9 +51,8 @@ pub(crate) fn refused(what: &str, error: &jetstream::Error) -> BuqueueError {
 }
 
 pub(crate) fn connecting(error: ConnectError) -> BuqueueError {
-    if let Some(refused) = certificate(&error) {
-        let fact = format!("url: the server's certificate is refused: {refused}");
-        return BuqueueError::new(ErrorKind::InvalidConfig, fact).with_source(error);
+    if let Some((kind, fact)) = tls::refusal(&error.to_string()) {
+        return BuqueueError::new(kind, fact).with_source(error);
     }
     let kind = match error.kind() {
         ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
@@ -71,24 +71,6 @@ pub(crate) fn connecting(error: ConnectError) -> BuqueueError {
         other => other.to_string(),
     };
     BuqueueError::new(kind, fact).with_source(error)
-}
-
-/// What TLS has against the server, where that is why there is no connection.
-fn certificate(error: &ConnectError) -> Option<&rustls::Error> {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        // An I/O error hides what it wraps.
-        let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        let found = match wrapped {
-            Some(wrapped) => wrapped.downcast_ref(),
-            None => error.downcast_ref(),
-        };
-        if let Some(refused @ rustls::Error::InvalidCertificate(_)) = found {
-            return Some(refused);
-        }
-        cause = error.source();
-    }
-    None
 }
 
 /// The connection's own refusal to take a message.

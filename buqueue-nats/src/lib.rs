@@ -104,6 +104,9 @@
 //! * A durable that somebody else has made, or buqueue before the server kept schedules, has the stream's subjects as its
 //!   filter; building a consumer with another one is `InvalidConfig`. Without one it is given the schedules that wait in
 //!   the stream, at once.
+//! * Over `tls://`: [`root_certificates`](NatsBuilderExt::root_certificates) where the servers' certificates come from an
+//!   authority of your own, and [`client_certificate`](NatsBuilderExt::client_certificate) where the servers ask for one.
+//!   The files are read for each connection: one that is replaced counts from the next one on.
 //! * [`JetStreamConfig::duplicate_window`] (2 minutes by default): longer than a sender goes on trying.
 //! * [`plain_acks`](NatsBuilderExt::plain_acks) stays off where a message that comes again costs more than the answer to
 //!   an ack.

@@ -8,6 +8,8 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
@@ -259,9 +261,118 @@ async fn tls_is_used_and_the_authority_is_checked() {
     within(consumer.receive()).await.unwrap().ack().await.unwrap();
     let error = within(NatsBackend::builder(config(&url, "tls")).build_producer()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
-    let missing = NatsBackend::builder(config(&url, "tls")).root_certificates("/nowhere/ca.crt");
-    let error = within(missing.build_producer()).await.unwrap_err();
-    assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+}
+
+/// Who shows his certificate is let in, and who has none is told so.
+#[tokio::test]
+async fn a_client_certificate_is_shown() {
+    let Some(url) = server("BUQUEUE_TEST_NATS_MTLS") else { return };
+    let Some(authority) = server("BUQUEUE_TEST_NATS_TLS_CA") else { return };
+    let Some(certificate) = server("BUQUEUE_TEST_NATS_TLS_CLIENT_CERT") else { return };
+    let Some(key) = server("BUQUEUE_TEST_NATS_TLS_CLIENT_KEY") else { return };
+    let unknown = || NatsBackend::builder(config(&url, "mtls")).root_certificates(&authority);
+    let known = unknown().client_certificate(&certificate, &key);
+    let (producer, mut consumer) = known.build_pair().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+    let error = within(unknown().build_producer()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error:?}");
+    assert!(error.message().starts_with("client_certificate: "), "{error}");
+    // Files that do not belong together, and no key.
+    for (certificate, key) in [(&authority, &key), (&certificate, &certificate)] {
+        let wrong = unknown().client_certificate(certificate, key);
+        let error = within(wrong.build_producer()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+        assert!(error.message().starts_with("client_certificate: "), "{error}");
+    }
+}
+
+/// The first line that a server says, which is never encrypted.
+fn greeting(server: &mut TcpStream) -> String {
+    let mut line = String::new();
+    let mut byte = [0];
+    while !line.ends_with("\r\n") {
+        server.read_exact(&mut byte).unwrap();
+        line.push(char::from(byte[0]));
+    }
+    line
+}
+
+/// A server that another one tells of is spoken to over TLS where the URL says so, whatever it says of itself.
+#[tokio::test]
+async fn a_server_that_is_told_of_gets_nothing_in_plain() {
+    let Some(url) = server("BUQUEUE_TEST_NATS_TLS") else { return };
+    let Some(authority) = server("BUQUEUE_TEST_NATS_TLS_CA") else { return };
+    let [way, other] = [(), ()].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let told = format!("INFO {{\"connect_urls\":[\"{}\"],", other.local_addr().unwrap());
+    let through = format!("tls://{}", way.local_addr().unwrap());
+    let (said, plain) = std::sync::mpsc::channel();
+    let (cut, cutting) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let (mut client, _) = way.accept().unwrap();
+        let mut server = TcpStream::connect(url.trim_start_matches("tls://")).unwrap();
+        let info = greeting(&mut server);
+        client.write_all(info.replacen("INFO {", &told, 1).as_bytes()).unwrap();
+        said.send(info.replace("\"tls_required\":true", "\"tls_required\":false")).unwrap();
+        let [from, mut to] = [&client, &server].map(|stream| stream.try_clone().unwrap());
+        let [back_from, mut back_to] = [&server, &client].map(|stream| stream.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut &from, &mut to));
+        std::thread::spawn(move || std::io::copy(&mut &back_from, &mut back_to));
+        // Until the test lets go.
+        assert!(cutting.recv().is_err());
+        // Nobody answers here any more.
+        drop((way, client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both)));
+    });
+    let builder = NatsBackend::builder(config(&through, "told")).root_certificates(&authority);
+    let producer = within(builder.build_producer()).await.unwrap();
+    let first = tokio::task::spawn_blocking(move || {
+        let (mut client, _) = other.accept().unwrap();
+        client.write_all(plain.recv().unwrap().as_bytes()).unwrap();
+        let mut byte = [0];
+        client.read_exact(&mut byte).unwrap();
+        byte[0]
+    });
+    drop(cut);
+    // A record of TLS that begins a handshake.
+    assert_eq!(within(first).await.unwrap(), 22);
+    drop(producer);
+}
+
+/// A file of no use is told by its option, before anything is connected, and nothing of what it says.
+#[tokio::test]
+async fn a_file_without_a_certificate_is_told_by_its_option() {
+    let name = format!("broken-{}-{}.pem", std::process::id(), Utc::now().timestamp_micros());
+    let broken = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&broken, "-----BEGIN CERTIFICATE canary\n").unwrap();
+    let none = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    for file in ["/nowhere/file.pem", none, broken.to_str().unwrap()] {
+        let encrypted = || NatsBackend::builder(config("tls://127.0.0.1:1", "file"));
+        for (builder, option) in [
+            (encrypted().root_certificates(file), "root_certificates"),
+            (encrypted().client_certificate(file, file), "client_certificate"),
+        ] {
+            let error = within(builder.build_producer()).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+            assert!(error.message().starts_with(&format!("{option}: {file:?} ")), "{error}");
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        }
+    }
+}
+
+/// Without TLS nobody would look at certificates, and of several servers each must speak it.
+#[tokio::test]
+async fn certificates_without_tls_are_refused() {
+    for url in ["nats://127.0.0.1:1", "tls://127.0.0.1:1,nats://127.0.0.1:1"] {
+        let plain = || NatsBackend::builder(config(url, "plain"));
+        for (builder, option) in [
+            (plain().root_certificates("ca.pem"), "root_certificates: "),
+            (plain().client_certificate("client.pem", "key.pem"), "client_certificate: "),
+        ] {
+            let error = builder.build_producer().await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+            assert!(error.message().starts_with(option) && error.message().contains("tls://"), "{error}");
+        }
+    }
 }
 
 /// A credentials file opens the door of a server with accounts; without it, or with one that is none, it stays shut.

@@ -1,8 +1,10 @@
 //! The user's configuration, and what the builder adds to it.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use buqueue_core::tls::TlsFiles;
 use buqueue_core::{BuqueueError, ErrorKind, QueueBuilder, Result};
 use lapin::types::ShortString;
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -19,7 +21,9 @@ pub(crate) const SHORT_MAX: usize = 255;
 #[derive(Clone, PartialEq, Eq)]
 pub struct RabbitMqConfig {
     /// Where the broker is: `amqp://user:password@host:port/vhost`, or `amqps://…` over TLS. The vhost `/` is written
-    /// `%2F`. One host, which is none of IPv6. Default: `amqp://guest:guest@127.0.0.1:5672/%2F`.
+    /// `%2F`. One host, which is none of IPv6. `amqps://host/vhost?auth_mechanism=external` logs in by the certificate that
+    /// [`client_certificate`](RabbitMqBuilderExt::client_certificate) shows. Default:
+    /// `amqp://guest:guest@127.0.0.1:5672/%2F`.
     pub url: String,
     /// The queue that is consumed; and, without an exchange, published to. Declared when it does not exist; compared
     /// when it does. Up to 255 bytes, not beginning with `amq.`. Default: `buqueue`.
@@ -137,9 +141,9 @@ impl ExchangeKind {
 #[derive(Clone)]
 pub struct RabbitMqOptions {
     pub(crate) config: RabbitMqConfig,
-    pub(crate) operation_timeout: Duration,
+    pub(crate) request_timeout: Duration,
     pub(crate) heartbeat: Duration,
-    pub(crate) root_certificates: Option<String>,
+    pub(crate) tls: TlsFiles,
     pub(crate) max_payload: usize,
     pub(crate) delay_prefix: String,
 }
@@ -148,11 +152,12 @@ impl fmt::Debug for RabbitMqOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RabbitMqOptions")
             .field("config", &self.config)
-            .field("operation_timeout", &self.operation_timeout)
+            .field("request_timeout", &self.request_timeout)
             .field("heartbeat", &self.heartbeat)
+            .field("tls", &self.tls)
             .field("max_payload", &self.max_payload)
             .field("delay_prefix", &self.delay_prefix)
-            .finish_non_exhaustive()
+            .finish()
     }
 }
 
@@ -160,9 +165,9 @@ impl RabbitMqOptions {
     pub(crate) fn new(config: RabbitMqConfig) -> Self {
         Self {
             config,
-            operation_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
             heartbeat: Duration::from_secs(4),
-            root_certificates: None,
+            tls: TlsFiles::default(),
             max_payload: 16 * 1024 * 1024,
             delay_prefix: "buqueue".to_owned(),
         }
@@ -193,7 +198,7 @@ impl RabbitMqOptions {
             return Err(invalid("prefetch_count: must be at least 1, is 0"));
         }
         for (field, value) in
-            [("connection_timeout", config.connection_timeout), ("operation_timeout", self.operation_timeout)]
+            [("connection_timeout", config.connection_timeout), ("request_timeout", self.request_timeout)]
         {
             if value < Duration::from_millis(1) {
                 return Err(invalid(format!("{field}: must be at least 1 ms, is {value:?}")));
@@ -204,6 +209,7 @@ impl RabbitMqOptions {
             return Err(invalid(format!("heartbeat: must be at least 1 s, is {:?}", self.heartbeat)));
         }
         uri.query.heartbeat.get_or_insert(heartbeat);
+        self.tls.need_tls(Self::is_tls(&uri), "amqps://")?;
         Ok(uri)
     }
 
@@ -252,16 +258,25 @@ pub trait RabbitMqBuilderExt: Sized {
     /// How long the broker may take to confirm a message or to answer a request until that fails with `Timeout`. At least
     /// 1 ms. Default: 5 s.
     #[must_use]
-    fn operation_timeout(self, timeout: Duration) -> Self;
+    fn request_timeout(self, timeout: Duration) -> Self;
 
     /// How long a peer may be silent until the connection is given up, in whole seconds; a value in the URL goes
     /// before it. At least 1 s. Default: 4 s.
     #[must_use]
     fn heartbeat(self, heartbeat: Duration) -> Self;
 
-    /// Certificates, in PEM, that an `amqps://` broker's own must come from, beside the system's. Default: none.
+    /// A PEM file with the authorities that the broker's certificate must come from, beside the system's. Read anew for
+    /// each connection, so that what takes its place counts from the next one on. Without `amqps://`, and where the file
+    /// cannot be read or holds no certificate, connecting fails with `InvalidConfig`. Default: none.
     #[must_use]
-    fn root_certificates(self, pem: impl Into<String>) -> Self;
+    fn root_certificates(self, file: impl Into<PathBuf>) -> Self;
+
+    /// PEM files with the certificate that this client shows a broker that asks for one, followed by those that lead to its
+    /// authority, and with its key, which is not encrypted. Read anew for each connection, and `InvalidConfig` as with
+    /// [`root_certificates`](Self::root_certificates). It is also who logs in where the URL says
+    /// `?auth_mechanism=external`. Default: none.
+    #[must_use]
+    fn client_certificate(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self;
 
     /// The largest payload that is sent, in bytes; a larger one is `PayloadTooLarge`. Brokers up to 3.x take 128 MiB by
     /// default, 4.x take 16 MiB (`max_message_size`). Default: 16 MiB.
@@ -275,16 +290,20 @@ pub trait RabbitMqBuilderExt: Sized {
 }
 
 impl<Dispatch> RabbitMqBuilderExt for QueueBuilder<RabbitMqBackend, Dispatch> {
-    fn operation_timeout(self, timeout: Duration) -> Self {
-        self.configure(|options| options.operation_timeout = timeout)
+    fn request_timeout(self, timeout: Duration) -> Self {
+        self.configure(|options| options.request_timeout = timeout)
     }
 
     fn heartbeat(self, heartbeat: Duration) -> Self {
         self.configure(|options| options.heartbeat = heartbeat)
     }
 
-    fn root_certificates(self, pem: impl Into<String>) -> Self {
-        self.configure(|options| options.root_certificates = Some(pem.into()))
+    fn root_certificates(self, file: impl Into<PathBuf>) -> Self {
+        self.configure(|options| options.tls.root_certificates = Some(file.into()))
+    }
+
+    fn client_certificate(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.configure(|options| options.tls.client_certificate = Some((certificate.into(), key.into())))
     }
 
     fn max_payload(self, bytes: usize) -> Self {

@@ -1,5 +1,6 @@
 //! From the client's and the broker's errors to buqueue's kinds.
 
+use buqueue_core::tls;
 use buqueue_core::{BuqueueError, ErrorKind};
 use lapin::ErrorKind as Native;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
@@ -53,6 +54,9 @@ pub(crate) fn passing(what: &str, error: BuqueueError) -> BuqueueError {
 /// What connecting failed at.
 pub(crate) fn connecting(error: lapin::Error, vhost: &str) -> BuqueueError {
     let text = error.to_string();
+    if let (Native::IOError(_), Some((kind, fact))) = (error.kind(), tls::refusal(&text)) {
+        return BuqueueError::new(kind, fact).with_source(error);
+    }
     match (classify(&error), error.kind()) {
         (ErrorKind::InvalidConfig, Native::ProtocolError(_)) => BuqueueError::new(
             ErrorKind::InvalidConfig,

@@ -104,8 +104,12 @@
 //! * [`RabbitMqConfig::durable`] stays `true` where the queue is classic; so does [`ExchangeConfig::durable`].
 //! * [`heartbeat`](RabbitMqBuilderExt::heartbeat) (4 s by default): a peer that is silent for longer is given up. More
 //!   where a network stands still for longer than that.
-//! * [`operation_timeout`](RabbitMqBuilderExt::operation_timeout) (5 s by default): longer than the broker takes to
+//! * [`request_timeout`](RabbitMqBuilderExt::request_timeout) (5 s by default): longer than the broker takes to
 //!   confirm under load; what is not confirmed in time is an error, and may be in the queue all the same.
+//! * Over `amqps://`: [`root_certificates`](RabbitMqBuilderExt::root_certificates) where the broker's certificate comes from
+//!   an authority of your own, and [`client_certificate`](RabbitMqBuilderExt::client_certificate) where the broker asks for
+//!   one; with `?auth_mechanism=external` in the URL and `rabbitmq_auth_mechanism_ssl` on the broker, it logs in in place of
+//!   a password. The files are read for each connection: one that is replaced counts from the next one on.
 //! * [`RabbitMqConfig::prefetch_count`] (200 by default): at least as many as handlers run at the same time. What a
 //!   process that dies has read ahead has used up an attempt.
 //! * [`delay_prefix`](RabbitMqBuilderExt::delay_prefix): one for each application that schedules much; all that share it

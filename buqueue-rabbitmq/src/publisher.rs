@@ -159,7 +159,7 @@ impl Publisher {
     }
 
     fn timeout(&self) -> Duration {
-        self.options().operation_timeout
+        self.options().request_timeout
     }
 
     /// The connection, made again when it broke.

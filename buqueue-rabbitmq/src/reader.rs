@@ -238,7 +238,7 @@ impl Reader {
             Err(_) => return Err(error::timed_out("declaring")),
         };
         self.epoch =
-            Some(Arc::new(Epoch::new(Arc::new(connection), channel, self.options().operation_timeout)));
+            Some(Arc::new(Epoch::new(Arc::new(connection), channel, self.options().request_timeout)));
         if std::mem::take(&mut self.lost) {
             self.tell(Activity::Reconnected);
         }
@@ -254,7 +254,7 @@ impl Reader {
             let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
             epoch.channel.basic_consume(queue, "".into(), options, arguments).await
         };
-        match timeout(self.options().operation_timeout, subscribing).await {
+        match timeout(self.options().request_timeout, subscribing).await {
             Ok(Ok(stream)) => {
                 let subscriptions = &mut self.subscriptions;
                 subscriptions.tags.push(stream.tag());
@@ -280,13 +280,13 @@ impl Reader {
             }
             Ok(())
         };
-        let cancelled = timeout(self.connector.options.operation_timeout, cancelling).await;
+        let cancelled = timeout(self.connector.options.request_timeout, cancelling).await;
         match cancelled {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(self.broken("cancel", error)),
             Err(_) => return Err(self.mute("cancel")),
         }
-        let limit = self.connector.options.operation_timeout;
+        let limit = self.connector.options.request_timeout;
         let draining = async {
             while let Some(delivery) = self.subscriptions.streams.next().await {
                 if let Some(Ok(delivery)) = delivery {
@@ -308,7 +308,7 @@ impl Reader {
     /// never brings anything: the channel is not told, and takes what comes for what it had before.
     async fn renew(&mut self) -> Result<()> {
         let Some(epoch) = self.epoch.clone() else { return Ok(()) };
-        let limit = self.connector.options.operation_timeout;
+        let limit = self.connector.options.request_timeout;
         let looking = topology::waiting(&epoch.connection, &self.connector.options.config.queue);
         match timeout(limit, looking).await {
             Ok(Ok(_)) => {}
@@ -359,7 +359,7 @@ impl Reader {
     fn mute(&mut self, what: &str) -> BuqueueError {
         self.subscriptions = Subscriptions::default();
         if let Some(epoch) = self.epoch.take() {
-            let limit = self.connector.options.operation_timeout;
+            let limit = self.connector.options.request_timeout;
             tokio::spawn(async move {
                 drop(timeout(limit, epoch.channel.close(200, "no answer".into())).await);
             });

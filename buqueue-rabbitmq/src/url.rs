@@ -22,8 +22,9 @@ impl RabbitMqConfig {
     /// `amqps://user:password@host:5671/vhost?queue=orders&connection_timeout=5s`.
     ///
     /// What stands before the `?` is handed to the client as it is, and so are its parameters `heartbeat` (in seconds),
-    /// `channel_max`, `frame_max` and `auth_mechanism`. Without a path the vhost is `/`; with an empty one, `host/?…`, it is the
-    /// empty name. `queue` must be there. An exchange is
+    /// `channel_max`, `frame_max` and `auth_mechanism` (`external` logs in by
+    /// [`client_certificate`](crate::RabbitMqBuilderExt::client_certificate)). Without a path the vhost is `/`; with an empty
+    /// one, `host/?…`, it is the empty name. `queue` must be there. An exchange is
     /// `exchange.name=events&exchange.kind=topic&exchange.binding_key=orders.%23`, and `exchange.durable=false` where it
     /// shall not survive. What is not there is as in [`default`](Self::default). The options of
     /// [`RabbitMqBuilderExt`](crate::RabbitMqBuilderExt) are not in the URL.
@@ -71,6 +72,7 @@ mod tests {
     use std::time::Duration;
 
     use buqueue_core::ErrorKind;
+    use lapin::uri::SASLMechanism;
 
     use super::*;
 
@@ -108,6 +110,9 @@ mod tests {
         let config = RabbitMqConfig::from_url(url).unwrap();
         assert_eq!(config.url, "amqp://h/v?heartbeat=9&channel_max=2&frame_max=1&auth_mechanism=plain");
         assert_eq!(parse(&config.url).unwrap().query.heartbeat, Some(9));
+        let config = RabbitMqConfig::from_url("amqps://h/v?queue=q&auth_mechanism=external").unwrap();
+        assert_eq!(config.url, "amqps://h/v?auth_mechanism=external");
+        assert_eq!(parse(&config.url).unwrap().query.auth_mechanism, Some(SASLMechanism::External));
     }
 
     #[test]

@@ -300,16 +300,90 @@ async fn a_message_may_be_delayed_again_and_again() {
 async fn tls_is_used_and_the_authority_is_checked() {
     let Some(url) = server("BUQUEUE_TEST_RABBITMQ_TLS") else { return };
     let Some(authority) = server("BUQUEUE_TEST_RABBITMQ_TLS_CA") else { return };
-    let authority = std::fs::read_to_string(authority).unwrap();
     let trusting = RabbitMqBackend::builder(config(&url, "tls")).root_certificates(authority);
     let (producer, mut consumer) = trusting.build_pair().await.unwrap();
     producer.send(Message::new("m")).await.unwrap();
     within(consumer.receive()).await.unwrap().ack().await.unwrap();
     let error = within(RabbitMqBackend::builder(config(&url, "tls")).build_producer()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
-    let broken = RabbitMqBackend::builder(config(&url, "tls")).root_certificates("no certificate");
-    let error = within(broken.build_producer()).await.unwrap_err();
+}
+
+/// The certificate is who logs in: without one there is nobody.
+#[tokio::test]
+async fn a_client_certificate_logs_in() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ_MTLS") else { return };
+    let Some(authority) = server("BUQUEUE_TEST_RABBITMQ_TLS_CA") else { return };
+    let Some(certificate) = server("BUQUEUE_TEST_RABBITMQ_TLS_CLIENT_CERT") else { return };
+    let Some(key) = server("BUQUEUE_TEST_RABBITMQ_TLS_CLIENT_KEY") else { return };
+    // As the user says it, in one URL.
+    let url = format!("{url}&queue={}", unique("mtls"));
+    let config = RabbitMqConfig::from_url(&url).unwrap();
+    let unknown = || RabbitMqBackend::builder(config.clone()).root_certificates(&authority);
+    let known = unknown().client_certificate(&certificate, &key);
+    let (producer, mut consumer) = known.build_pair().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    within(consumer.receive()).await.unwrap().ack().await.unwrap();
+    let error = within(unknown().build_producer()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error:?}");
+    // Files that do not belong together, and no key.
+    for (certificate, key) in [(&authority, &key), (&certificate, &certificate)] {
+        let wrong = unknown().client_certificate(certificate, key);
+        let error = within(wrong.build_producer()).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+        assert!(error.message().starts_with("client_certificate: "), "{error}");
+    }
+}
+
+/// What has taken the place of a file counts from the next connection on.
+#[tokio::test]
+async fn a_certificate_that_was_replaced_counts_for_the_next_connection() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ_TLS") else { return };
+    let Some(authority) = server("BUQUEUE_TEST_RABBITMQ_TLS_CA") else { return };
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique("replaced.pem"));
+    std::fs::copy(&authority, &file).unwrap();
+    let consumer = RabbitMqBackend::builder(config(&url, "replaced")).root_certificates(&file);
+    // It asks on a connection of its own.
+    let monitor = consumer.build_consumer().await.unwrap().monitor();
+    std::fs::write(&file, "nothing").unwrap();
+    let error = within(monitor.queue_stats()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+    assert!(error.message().starts_with("root_certificates: "), "{error}");
+    std::fs::copy(&authority, &file).unwrap();
+    assert_eq!(within(monitor.queue_stats()).await.unwrap().ready, 0);
+}
+
+/// A file of no use is told by its option, before anything is connected, and nothing of what it says.
+#[tokio::test]
+async fn a_file_without_a_certificate_is_told_by_its_option() {
+    let broken = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique("broken.pem"));
+    std::fs::write(&broken, "-----BEGIN CERTIFICATE canary\n").unwrap();
+    let none = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    for file in ["/nowhere/file.pem", none, broken.to_str().unwrap()] {
+        let encrypted = || RabbitMqBackend::builder(config("amqps://127.0.0.1:1", "file"));
+        for (builder, option) in [
+            (encrypted().root_certificates(file), "root_certificates"),
+            (encrypted().client_certificate(file, file), "client_certificate"),
+        ] {
+            let error = within(builder.build_producer()).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+            assert!(error.message().starts_with(&format!("{option}: {file:?} ")), "{error}");
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        }
+    }
+}
+
+/// Without TLS nobody would look at certificates.
+#[tokio::test]
+async fn certificates_without_tls_are_refused() {
+    let plain = || RabbitMqBackend::builder(config("amqp://127.0.0.1:1", "plain"));
+    for (builder, option) in [
+        (plain().root_certificates("ca.pem"), "root_certificates: "),
+        (plain().client_certificate("client.pem", "key.pem"), "client_certificate: "),
+    ] {
+        let error = builder.build_producer().await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+        assert!(error.message().starts_with(option) && error.message().contains("amqps://"), "{error}");
+    }
 }
 
 /// Acks that are on their way to a quorum queue when their channel closes are forgotten by the broker.

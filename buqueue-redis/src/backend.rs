@@ -102,8 +102,10 @@ impl driver::Backend for RedisBackend {
 
 async fn connect(options: &RedisOptions, consuming: bool) -> Result<(Commands, Arc<Connector>)> {
     let endpoint = options.validate(consuming)?;
-    let connector = Arc::new(Connector::new(options, &endpoint).map_err(|error| fail(&error, options))?);
-    let commands = Commands::connect(Arc::clone(&connector), options.command_timeout).await;
+    let pem = options.tls.read().await?;
+    let connector = Connector::new(options, &endpoint, pem).map_err(|error| fail(&error, options))?;
+    let connector = Arc::new(connector);
+    let commands = Commands::connect(Arc::clone(&connector), options.request_timeout).await;
     Ok((commands.map_err(|error| fail(&error, options))?, connector))
 }
 

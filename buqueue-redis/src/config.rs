@@ -1,8 +1,10 @@
 //! The user's configuration, what the builder adds to it, and the URL.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use buqueue_core::tls::TlsFiles;
 use buqueue_core::{BuqueueError, ErrorKind, QueueBuilder, Result};
 
 use crate::RedisBackend;
@@ -89,10 +91,10 @@ impl fmt::Debug for RedisConfig {
 pub struct RedisOptions {
     pub(crate) config: RedisConfig,
     pub(crate) connection_timeout: Duration,
-    pub(crate) command_timeout: Duration,
+    pub(crate) request_timeout: Duration,
     pub(crate) deduplication_window: Duration,
     pub(crate) cluster_nodes: Vec<String>,
-    pub(crate) ca_certificate: Option<Vec<u8>>,
+    pub(crate) tls: TlsFiles,
     pub(crate) max_payload: usize,
 }
 
@@ -101,10 +103,10 @@ impl RedisOptions {
         Self {
             config,
             connection_timeout: Duration::from_secs(10),
-            command_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(5),
             deduplication_window: Duration::from_secs(5 * 60),
             cluster_nodes: Vec::new(),
-            ca_certificate: None,
+            tls: TlsFiles::default(),
             max_payload: PROTO_MAX_BULK_LEN - MARGIN,
         }
     }
@@ -131,7 +133,7 @@ impl RedisOptions {
         }
         for (field, value) in [
             ("connection_timeout", self.connection_timeout),
-            ("command_timeout", self.command_timeout),
+            ("request_timeout", self.request_timeout),
             ("deduplication_window", self.deduplication_window),
         ] {
             if value < Duration::from_millis(1) {
@@ -155,7 +157,14 @@ impl RedisOptions {
                 )));
             }
         }
+        self.tls.need_tls(self.is_tls(&endpoint), "rediss://")?;
         Ok(endpoint)
+    }
+
+    /// Whether all that is connected to speaks TLS. The nodes of a cluster may say so themselves.
+    pub(crate) fn is_tls(&self, endpoint: &Endpoint) -> bool {
+        let nodes = &self.cluster_nodes;
+        endpoint.is_tls() || (!nodes.is_empty() && nodes.iter().all(|node| says_tls(node)))
     }
 }
 
@@ -164,10 +173,10 @@ impl fmt::Debug for RedisOptions {
         f.debug_struct("RedisOptions")
             .field("config", &self.config)
             .field("connection_timeout", &self.connection_timeout)
-            .field("command_timeout", &self.command_timeout)
+            .field("request_timeout", &self.request_timeout)
             .field("deduplication_window", &self.deduplication_window)
             .field("cluster_nodes", &self.cluster_nodes.iter().map(|url| redact(url)).collect::<Vec<_>>())
-            .field("ca_certificate", &self.ca_certificate.is_some())
+            .field("tls", &self.tls)
             .field("max_payload", &self.max_payload)
             .finish()
     }
@@ -181,7 +190,7 @@ pub trait RedisBuilderExt {
 
     /// How long one command may take until what needs it fails with `Timeout`. At least 1 ms. Default: 5 s.
     #[must_use]
-    fn command_timeout(self, timeout: Duration) -> Self;
+    fn request_timeout(self, timeout: Duration) -> Self;
 
     /// For how long a deduplication id is remembered. At least 1 ms. Default: 5 min.
     #[must_use]
@@ -192,9 +201,17 @@ pub trait RedisBuilderExt {
     #[must_use]
     fn cluster_nodes(self, nodes: Vec<String>) -> Self;
 
-    /// Trusts this certificate authority, in PEM, instead of the system's. Default: the system's.
+    /// A PEM file with the authorities that a server's certificate must come from, in place of the system's. Read once,
+    /// when the queue is built. Without `rediss://`, and where the file cannot be read or holds no certificate, building
+    /// fails with `InvalidConfig`. Default: the system's.
     #[must_use]
-    fn ca_certificate(self, pem: impl Into<Vec<u8>>) -> Self;
+    fn root_certificates(self, file: impl Into<PathBuf>) -> Self;
+
+    /// PEM files with the certificate that this client shows a server that asks for one (`tls-auth-clients`), followed by
+    /// those that lead to its authority, and with its key, which is not encrypted. Also shown to sentinels. Read once, when
+    /// the queue is built, and `InvalidConfig` as with [`root_certificates`](Self::root_certificates). Default: none.
+    #[must_use]
+    fn client_certificate(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self;
 
     /// The largest payload that is sent, in bytes. Default: 1 MiB below the server's default limit of 512 MiB; set
     /// it where `proto-max-bulk-len` is lower. At most 512 MiB; a larger payload is `PayloadTooLarge`.
@@ -207,8 +224,8 @@ impl<D> RedisBuilderExt for QueueBuilder<RedisBackend, D> {
         self.configure(|options| options.connection_timeout = timeout)
     }
 
-    fn command_timeout(self, timeout: Duration) -> Self {
-        self.configure(|options| options.command_timeout = timeout)
+    fn request_timeout(self, timeout: Duration) -> Self {
+        self.configure(|options| options.request_timeout = timeout)
     }
 
     fn deduplication_window(self, window: Duration) -> Self {
@@ -219,8 +236,12 @@ impl<D> RedisBuilderExt for QueueBuilder<RedisBackend, D> {
         self.configure(|options| options.cluster_nodes = nodes)
     }
 
-    fn ca_certificate(self, pem: impl Into<Vec<u8>>) -> Self {
-        self.configure(|options| options.ca_certificate = Some(pem.into()))
+    fn root_certificates(self, file: impl Into<PathBuf>) -> Self {
+        self.configure(|options| options.tls.root_certificates = Some(file.into()))
+    }
+
+    fn client_certificate(self, certificate: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.configure(|options| options.tls.client_certificate = Some((certificate.into(), key.into())))
     }
 
     fn max_payload(self, bytes: usize) -> Self {
@@ -239,10 +260,14 @@ pub(crate) enum Endpoint {
 impl Endpoint {
     pub(crate) fn is_tls(&self) -> bool {
         match self {
-            Self::Single(url) => url.starts_with("rediss:") || url.starts_with("valkeys:"),
+            Self::Single(url) => says_tls(url),
             Self::Sentinel(sentinels) => sentinels.tls,
         }
     }
+}
+
+fn says_tls(url: &str) -> bool {
+    url.starts_with("rediss:") || url.starts_with("valkeys:")
 }
 
 /// What a sentinel URL says.
@@ -442,6 +467,31 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_for_urls_that_say_tls() {
+        let nodes = |nodes: &[&str]| nodes.iter().map(|node| (*node).to_owned()).collect::<Vec<_>>();
+        for (url, cluster_nodes, is_tls) in [
+            ("redis://h", nodes(&[]), false),
+            ("valkey://h", nodes(&[]), false),
+            ("redis+unix:///run/x.sock", nodes(&[]), false),
+            ("redis+sentinel://h/svc", nodes(&[]), false),
+            ("redis://h", nodes(&["a:1", "rediss://b:1"]), false),
+            ("redis://h", nodes(&["redis://a:1"]), false),
+            ("rediss://h", nodes(&[]), true),
+            ("valkeys://h", nodes(&[]), true),
+            ("rediss+sentinel://h/svc", nodes(&[]), true),
+            ("rediss://h", nodes(&["a:1", "b:1"]), true),
+            ("redis://h", nodes(&["rediss://a:1", "valkeys://b:1"]), true),
+        ] {
+            let config = RedisConfig { url: url.to_owned(), ..RedisConfig::default() };
+            let mut options = RedisOptions { cluster_nodes, ..RedisOptions::new(config) };
+            assert!(options.validate(true).is_ok(), "{url}");
+            options.tls.root_certificates = Some("ca.pem".into());
+            let validated = options.validate(true).map(drop).map_err(|error| error.kind);
+            assert_eq!(validated, if is_tls { Ok(()) } else { Err(ErrorKind::InvalidConfig) }, "{url}");
+        }
+    }
+
+    #[test]
     fn each_wrong_field_is_named() {
         type Change = fn(&mut RedisOptions);
         let changes: [(&str, Change); 11] = [
@@ -453,7 +503,7 @@ mod tests {
             ("read_count", |o| o.config.read_count = READ_COUNT_MAX + 1),
             ("pending_timeout", |o| o.config.pending_timeout = Duration::ZERO),
             ("connection_timeout", |o| o.connection_timeout = Duration::ZERO),
-            ("command_timeout", |o| o.command_timeout = Duration::ZERO),
+            ("request_timeout", |o| o.request_timeout = Duration::ZERO),
             ("deduplication_window", |o| o.deduplication_window = Duration::ZERO),
             ("max_payload", |o| o.max_payload = usize::MAX),
         ];

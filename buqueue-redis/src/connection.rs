@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use buqueue_core::driver::{self, Activity, Backend as _};
+use buqueue_core::tls::TlsPem;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisError,
-    RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, IntoConnectionInfo, Pipeline,
+    RedisError, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
 };
 use tokio::time::timeout;
 
@@ -121,20 +122,17 @@ impl fmt::Debug for Connector {
 
 impl Connector {
     /// Prepares; connects nothing yet.
-    pub(crate) fn new(options: &RedisOptions, endpoint: &Endpoint) -> RedisResult<Self> {
-        let certificates = options
-            .ca_certificate
-            .clone()
-            .map(|pem| TlsCertificates { client_tls: None, root_cert: Some(pem) });
-        if endpoint.is_tls() || options.cluster_nodes.iter().any(|node| node.starts_with("rediss:")) {
+    pub(crate) fn new(options: &RedisOptions, endpoint: &Endpoint, pem: TlsPem) -> RedisResult<Self> {
+        let certificates = certificates(pem);
+        if options.is_tls(endpoint) {
             install_crypto_provider();
         }
         let target = match endpoint {
             Endpoint::Single(url) if options.cluster_nodes.is_empty() => {
                 let info = url.as_str().into_connection_info()?.set_tcp_settings(tcp());
                 Target::Single(match certificates {
-                    Some(certificates) if endpoint.is_tls() => Client::build_with_tls(info, certificates)?,
-                    _ => Client::open(info)?,
+                    Some(certificates) => Client::build_with_tls(info, certificates)?,
+                    None => Client::open(info)?,
                 })
             }
             Endpoint::Single(url) => Target::Cluster(cluster(url, endpoint, options, certificates)?),
@@ -177,6 +175,15 @@ impl Connector {
         };
         timeout(limit, connect).await.unwrap_or_else(|_| Err(error::unreachable()))
     }
+}
+
+/// As the client takes them; `None` leaves it with the system's authorities.
+fn certificates(pem: TlsPem) -> Option<TlsCertificates> {
+    let TlsPem { root_certificates, client_certificate } = pem;
+    let client_tls =
+        client_certificate.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+    (client_tls.is_some() || root_certificates.is_some())
+        .then_some(TlsCertificates { client_tls, root_cert: root_certificates })
 }
 
 fn tcp() -> TcpSettings {

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use buqueue_core::tls;
 use buqueue_core::{BuqueueError, ErrorKind};
 use redis::{ErrorKind as Native, RedisError, ServerErrorKind};
 
@@ -15,9 +16,8 @@ pub(crate) fn classify(error: &RedisError) -> ErrorKind {
         Native::InvalidClientConfig | Native::EmptySentinelList | Native::RESP3NotSupported => {
             ErrorKind::InvalidConfig
         }
-        Native::Io if is_certificate(error) => ErrorKind::InvalidConfig,
-        Native::Io
-        | Native::ClusterConnectionNotFound
+        Native::Io => refusal(error).map_or(ErrorKind::ConnectionLost, |(kind, _)| kind),
+        Native::ClusterConnectionNotFound
         | Native::MasterNameNotFoundBySentinel
         | Native::NoValidReplicasFoundBySentinel
         // The stream of replies is out of step; only a new connection helps.
@@ -64,6 +64,9 @@ fn by_code(error: &RedisError) -> ErrorKind {
 
 /// The client's error as buqueue's, with what was being done to which key.
 pub(crate) fn convert(error: &RedisError, key: &str) -> BuqueueError {
+    if let Some((kind, fact)) = refusal(error) {
+        return BuqueueError::new(kind, fact).with_source(error.clone());
+    }
     let kind = classify(error);
     let message = match (&kind, error.code()) {
         (ErrorKind::InvalidConfig, Some("WRONGTYPE")) => {
@@ -90,9 +93,9 @@ fn words(error: &RedisError) -> String {
     words.split(QUOTED).next().unwrap_or_default().trim_end().to_owned()
 }
 
-fn is_certificate(error: &RedisError) -> bool {
-    let text = error.to_string();
-    text.contains("invalid peer certificate") || text.contains("certificate PEM")
+/// What has ended a handshake for good.
+fn refusal(error: &RedisError) -> Option<(ErrorKind, String)> {
+    (error.kind() == Native::Io).then(|| tls::refusal(&error.to_string())).flatten()
 }
 
 /// An answer that did not come in time.

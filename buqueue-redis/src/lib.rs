@@ -99,8 +99,11 @@
 //! * [`RedisConfig::group`] is created, at the beginning of the stream, before the groups beside it have acked what it is
 //!   to get: what all the others have done is deleted.
 //! * [`RedisConfig::consumer`] differs between running instances; the default does, where host and process do.
-//! * [`command_timeout`](RedisBuilderExt::command_timeout) (5 s by default): longer than the largest message takes to cross
+//! * [`request_timeout`](RedisBuilderExt::request_timeout) (5 s by default): longer than the largest message takes to cross
 //!   the network. A server that is gone without a word is noticed after it.
+//! * Over `rediss://`: [`root_certificates`](RedisBuilderExt::root_certificates) where the server's certificate comes from an
+//!   authority of your own, and [`client_certificate`](RedisBuilderExt::client_certificate) where the server asks for one.
+//!   Both are read when the queue is built: build it anew before they expire.
 //! * [`deduplication_window`](RedisBuilderExt::deduplication_window) (5 minutes by default): longer than a sender goes on
 //!   trying; each id takes a key of memory for so long.
 //! * A consumer of the group always runs: it is consumers that send on what is due, take back what was not settled in
@@ -138,7 +141,7 @@
 //! # Limits
 //!
 //! Payloads up to 511 MiB ([`RedisBuilderExt::max_payload`]); everything is held in the server's memory. A message must
-//! cross the network within [`RedisBuilderExt::command_timeout`] when it is sent; when it is received, within the
+//! cross the network within [`RedisBuilderExt::request_timeout`] when it is sent; when it is received, within the
 //! same or, after failing at that, up to a minute. Both are part of its lease. Schedules reach as far as a date does.
 //!
 //! # Not promised

@@ -484,10 +484,88 @@ async fn one_server_tells_the_whole_story() {
 async fn tls_is_used_and_the_authority_is_checked() {
     let Some(url) = endpoint("BUQUEUE_TEST_REDIS_TLS") else { return };
     let Some(file) = endpoint("BUQUEUE_TEST_REDIS_TLS_CA") else { return };
-    let authority = std::fs::read(file).unwrap();
-    whole_story(|config| RedisBackend::builder(config).ca_certificate(authority.clone()), config(&url)).await;
+    whole_story(|config| RedisBackend::builder(config).root_certificates(&file), config(&url)).await;
     let error = RedisBackend::builder(config(&url)).build_producer().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+}
+
+/// The authority, and the client's certificate and key, of the servers that ask for one.
+fn files() -> Option<[String; 3]> {
+    let file = |name| endpoint(&format!("BUQUEUE_TEST_REDIS_TLS_{name}"));
+    Some([file("CA")?, file("CLIENT_CERT")?, file("CLIENT_KEY")?])
+}
+
+/// Who shows his certificate is let in, and who has none is told so.
+async fn a_certificate_is_asked_for(config: RedisConfig, cluster_nodes: Vec<String>) {
+    let Some([authority, certificate, key]) = files() else { return };
+    let trusting = |config| {
+        RedisBackend::builder(config).root_certificates(&authority).cluster_nodes(cluster_nodes.clone())
+    };
+    let known = |config| trusting(config).client_certificate(&certificate, &key);
+    whole_story(known, config.clone()).await;
+    let unknown = || trusting(config.clone()).connection_timeout(Duration::from_secs(5));
+    let error = unknown().build_producer().await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error:?}");
+    assert!(error.message().starts_with("client_certificate: "), "{error}");
+    // Files that do not belong together, and no key.
+    for (certificate, key) in [(&authority, &key), (&certificate, &certificate)] {
+        let error = unknown().client_certificate(certificate, key).build_producer().await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+        assert!(error.message().starts_with("client_certificate: "), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_a_server() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS_MTLS") else { return };
+    a_certificate_is_asked_for(config(&url), Vec::new()).await;
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_sentinels_and_to_the_primary() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS_MTLS_SENTINEL") else { return };
+    a_certificate_is_asked_for(config(&url), Vec::new()).await;
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_shown_to_the_nodes_of_a_cluster() {
+    let Some(url) = endpoint("BUQUEUE_TEST_REDIS_MTLS_CLUSTER") else { return };
+    let node = url.trim_start_matches("rediss://").to_owned();
+    a_certificate_is_asked_for(config(&url), vec![node]).await;
+}
+
+/// A file of no use is told by its option, before anything is connected, and nothing of what it says.
+#[tokio::test]
+async fn a_file_without_a_certificate_is_told_by_its_option() {
+    let broken = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(support::unique("broken.pem"));
+    std::fs::write(&broken, "-----BEGIN CERTIFICATE canary\n").unwrap();
+    let none = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    for file in ["/nowhere/file.pem", none, broken.to_str().unwrap()] {
+        let over = |scheme: &str| RedisBackend::builder(config(&format!("{scheme}://127.0.0.1:1")));
+        for (builder, option) in [
+            (over("rediss").root_certificates(file), "root_certificates"),
+            (over("rediss").client_certificate(file, file), "client_certificate"),
+        ] {
+            let error = builder.build_producer().await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+            assert!(error.message().starts_with(&format!("{option}: {file:?} ")), "{error}");
+            assert!(!format!("{error:?}").contains("canary"), "{error:?}");
+        }
+    }
+}
+
+/// Without TLS nobody would look at certificates.
+#[tokio::test]
+async fn certificates_without_tls_are_refused() {
+    let plain = || RedisBackend::builder(config("redis://127.0.0.1:1"));
+    for (builder, option) in [
+        (plain().root_certificates("ca.pem"), "root_certificates: "),
+        (plain().client_certificate("client.pem", "key.pem"), "client_certificate: "),
+    ] {
+        let error = builder.build_producer().await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
+        assert!(error.message().starts_with(option) && error.message().contains("rediss://"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -656,7 +734,7 @@ async fn a_slow_network_brings_a_large_message_at_the_first_attempt() {
     // It needs longer than the first read waits.
     let slow = RedisConfig { url: slow_way(&url, 100_000), ..direct.clone() };
     producer.send(Message::new(vec![7; 550_000])).await.unwrap();
-    let builder = RedisBackend::builder(slow).command_timeout(Duration::from_secs(2));
+    let builder = RedisBackend::builder(slow).request_timeout(Duration::from_secs(2));
     let mut consumer = builder.build_consumer().await.unwrap();
     let begin = Instant::now();
     let delivery = timeout(SOON * 3, consumer.receive()).await.expect("in time").unwrap();

@@ -119,7 +119,7 @@ type Pair = (Box<dyn QueueProducer>, Box<dyn QueueConsumer>);
 
 /// A [`QueueBuilder`] of whichever backend: what [`connect`] gives, and what any builder can be made into.
 ///
-/// What only one backend can be told is told to its own builder, before: `RedisBackend::builder(config).command_timeout(…)`
+/// What only one backend can be told is told to its own builder, before: `RedisBackend::builder(config).request_timeout(…)`
 /// is an `AnyBuilder` by [`into`](Into::into).
 #[must_use = "a builder does nothing until `build_*`"]
 pub struct AnyBuilder {

@@ -67,13 +67,11 @@ async fn every_client_speaks_tls_in_one_binary() {
     }
     if let Some((url, authority)) = server("RABBITMQ") {
         let config = RabbitMqConfig { url, queue: name.clone(), ..RabbitMqConfig::default() };
-        let authority = std::fs::read_to_string(authority).unwrap();
         over(RabbitMqBackend::builder(config).root_certificates(authority)).await;
     }
     if let Some((url, authority)) = server("REDIS") {
         let config = RedisConfig { url, stream: name.clone(), ..RedisConfig::default() };
-        let authority = std::fs::read(authority).unwrap();
-        over(RedisBackend::builder(config).ca_certificate(authority)).await;
+        over(RedisBackend::builder(config).root_certificates(authority)).await;
     }
     sqs_greets().await;
 }

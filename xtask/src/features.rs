@@ -178,7 +178,7 @@ mod tests {
             assert!(features.iter().any(|feature| feature == known), "{known} is not in {features:?}");
         }
         assert!(asked_for(&["fax".to_owned()]).is_err());
-        assert_eq!(of("buqueue-core")?, ["metrics", "serde", "tracing"]);
+        assert_eq!(of("buqueue-core")?, ["metrics", "serde", "tls", "tracing"]);
         assert!(of("buqueue-conformance")?.is_empty());
         Ok(())
     }

@@ -90,7 +90,7 @@ pub fn command(arguments: &[String]) -> Result<()> {
             cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"]),
         )?;
         // All features are on in the rest of the run, and what is left without them is nowhere else.
-        for feature in ["", "serde", "tracing", "metrics"] {
+        for feature in ["", "serde", "tls", "tracing", "metrics"] {
             let name = if feature.is_empty() { "no feature" } else { feature };
             report.step(
                 &format!("core with {name}"),

@@ -60,7 +60,7 @@ rows! {
             config.security = KafkaSecurity { tls: Some(KafkaTls::default()), sasl: None };
         })).await
     };
-    missing_authority_file: ErrorKind::InvalidConfig, "ssl.ca.location", build(unconnected(|config| {
+    missing_authority_file: ErrorKind::InvalidConfig, "security.tls.ca_file", build(unconnected(|config| {
         let tls = KafkaTls { ca_file: Some("/no/such/file.pem".to_owned()), ..KafkaTls::default() };
         config.security = KafkaSecurity { tls: Some(tls), sasl: None };
     }));

@@ -1,51 +1,66 @@
-//! Certificates for the servers that speak TLS.
+//! Certificates for the servers that speak TLS, and for a client of those that ask for one.
 
 use std::process::Command;
 
 use crate::error::Result;
 use crate::process::{Run, output};
 
-/// A certificate authority of our own, and a server certificate of it for this machine's loopback.
+/// Whose the client's certificate is.
+pub const CLIENT: &str = "buqueue-client";
+
+/// A certificate authority of our own, `ca.crt`; and of it `server.crt`, for this machine's loopback, and `client.crt`. Their
+/// keys lie beside them.
 pub fn make(run: &Run) -> Result<()> {
-    if run.path("server.crt").exists() {
-        return Ok(());
+    if !run.path("server.crt").exists() {
+        authority(run)?;
+        let names = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth";
+        signed(run, "server", "localhost", names)?;
+        signed(run, "client", CLIENT, "extendedKeyUsage=clientAuth")?;
+    } else if !run.path("client.crt").exists() {
+        // Made by an older version.
+        signed(run, "client", CLIENT, "extendedKeyUsage=clientAuth")?;
     }
-    let openssl = || {
-        let mut command = Command::new("openssl");
-        command.current_dir(&run.dir);
-        command
-    };
-    let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    run.write(
-        "server.ext",
-        "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth\nbasicConstraints=CA:FALSE\n",
-    )?;
+    Ok(())
+}
+
+/// How a key is made, which is written in PKCS#8.
+const KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+
+fn openssl(run: &Run) -> Command {
+    let mut command = Command::new("openssl");
+    command.current_dir(&run.dir);
+    command
+}
+
+fn authority(run: &Run) -> Result<()> {
     output(
-        openssl().args(["req", "-x509", "-days", "3650", "-subj", "/CN=buqueue test CA"]).args(key).args([
-            "-keyout",
-            "ca.key",
-            "-out",
-            "ca.crt",
-            "-addext",
-            "keyUsage=critical,keyCertSign,cRLSign",
-        ]),
+        openssl(run).args(["req", "-x509", "-days", "3650", "-subj", "/CN=buqueue test CA"]).args(KEY).args(
+            ["-keyout", "ca.key", "-out", "ca.crt", "-addext", "keyUsage=critical,keyCertSign,cRLSign"],
+        ),
     )?;
-    output(openssl().args(["req", "-subj", "/CN=localhost"]).args(key).args([
-        "-keyout",
-        "server.key",
-        "-out",
-        "server.csr",
-    ]))?;
-    output(
-        openssl().args(["x509", "-req", "-in", "server.csr", "-CA", "ca.crt", "-CAkey", "ca.key"]).args([
-            "-CAcreateserial",
-            "-days",
-            "3650",
-            "-extfile",
-            "server.ext",
-            "-out",
-            "server.crt",
-        ]),
-    )?;
+    Ok(())
+}
+
+fn signed(run: &Run, name: &str, common_name: &str, extensions: &str) -> Result<()> {
+    let file = |kind: &str| format!("{name}.{kind}");
+    run.write(&file("ext"), &format!("{extensions}\nbasicConstraints=CA:FALSE\n"))?;
+    let subject = format!("/CN={common_name}");
+    let mut request = openssl(run);
+    request.args(["req", "-subj", &subject]).args(KEY);
+    output(request.args(["-keyout", &file("key"), "-out", &file("csr")]))?;
+    let mut signing = openssl(run);
+    signing.args([
+        "x509",
+        "-req",
+        "-in",
+        &file("csr"),
+        "-CA",
+        "ca.crt",
+        "-CAkey",
+        "ca.key",
+        "-CAcreateserial",
+    ]);
+    signing.args(["-days", "3650", "-extfile", &file("ext"), "-out", &file("crt")]);
+    output(&mut signing)?;
     Ok(())
 }

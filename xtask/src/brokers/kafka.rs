@@ -37,6 +37,8 @@ const LOGGING: &str = include_str!("../../assets/kafka/log4j2.properties");
 const PORT: u16 = 19092;
 const TLS_PORT: u16 = 19094;
 const SASL_PORT: u16 = 19095;
+/// TLS, and asks for a certificate.
+const MUTUAL_PORT: u16 = 19096;
 /// A broker tells its clients where to connect. Behind each of these ports it says [`PROXY_DISTANCE`] more: whoever
 /// puts a proxy there has the clients for himself.
 const PROXIED_PORTS: std::ops::Range<u16> = 19101..19117;
@@ -74,6 +76,9 @@ impl Broker for Kafka {
                 endpoint("BUQUEUE_TEST_KAFKA_TLS", format!("localhost:{TLS_PORT}")),
                 endpoint("BUQUEUE_TEST_KAFKA_TLS_CA", run.path("ca.crt").display().to_string()),
                 endpoint("BUQUEUE_TEST_KAFKA_SASL", format!("{USER}:{PASSWORD}@127.0.0.1:{SASL_PORT}")),
+                endpoint("BUQUEUE_TEST_KAFKA_MTLS", format!("localhost:{MUTUAL_PORT}")),
+                endpoint("BUQUEUE_TEST_KAFKA_TLS_CLIENT_CERT", run.path("client.crt").display().to_string()),
+                endpoint("BUQUEUE_TEST_KAFKA_TLS_CLIENT_KEY", run.path("client.key").display().to_string()),
             ],
             Setup::Cluster => {
                 let nodes = THREE.map(|(_, _, port, _)| format!("127.0.0.1:{port}")).join(",");
@@ -104,7 +109,7 @@ impl Broker for Kafka {
             match self.setup {
                 Setup::One => {
                     text.push_str(&more_listeners(run)?);
-                    ports.extend([TLS_PORT, SASL_PORT]);
+                    ports.extend([TLS_PORT, SASL_PORT, MUTUAL_PORT]);
                     ports.extend(PROXIED_PORTS);
                 }
                 Setup::Cluster => text.push_str(&format!(
@@ -245,37 +250,51 @@ log.segment.delete.delay.ms=1000
     )
 }
 
-/// The listeners of the single node: plain, with TLS, with SASL, and those that send their clients through a proxy. Of two
+/// The listeners of the single node: plain, with TLS, with TLS that asks for a certificate, with SASL, and those that send
+/// their clients through a proxy. Of two
 /// lines with the same name the last one counts.
 fn more_listeners(run: &Run) -> Result<String> {
     let (_, _, _, controller) = ONE[0];
     let key = std::fs::read_to_string(run.path("server.key"))?;
     let certificate = std::fs::read_to_string(run.path("server.crt"))?;
-    let store = run.write("server.pem", &format!("{key}{certificate}"))?;
-    let mut listeners =
-        format!("PLAINTEXT://127.0.0.1:{PORT},TLS://127.0.0.1:{TLS_PORT},SASL://127.0.0.1:{SASL_PORT}");
-    let mut advertised =
-        format!("PLAINTEXT://127.0.0.1:{PORT},TLS://localhost:{TLS_PORT},SASL://127.0.0.1:{SASL_PORT}");
-    let mut protocols = "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,TLS:SSL,SASL:SASL_PLAINTEXT".to_owned();
+    let store = run.write("server.pem", &format!("{key}{certificate}"))?.display().to_string();
+    let (mut listeners, mut advertised) = (String::new(), String::new());
+    let mut protocols = "CONTROLLER:PLAINTEXT".to_owned();
+    for (name, protocol, host, port) in [
+        ("PLAINTEXT", "PLAINTEXT", "127.0.0.1", PORT),
+        ("TLS", "SSL", "localhost", TLS_PORT),
+        ("MUTUAL", "SSL", "localhost", MUTUAL_PORT),
+        ("SASL", "SASL_PLAINTEXT", "127.0.0.1", SASL_PORT),
+    ] {
+        listeners.push_str(&format!("{name}://127.0.0.1:{port},"));
+        advertised.push_str(&format!("{name}://{host}:{port},"));
+        protocols.push_str(&format!(",{name}:{protocol}"));
+    }
     for port in PROXIED_PORTS {
-        listeners.push_str(&format!(",PROXIED{port}://127.0.0.1:{port}"));
-        advertised.push_str(&format!(",PROXIED{port}://127.0.0.1:{}", port + PROXY_DISTANCE));
+        listeners.push_str(&format!("PROXIED{port}://127.0.0.1:{port},"));
+        advertised.push_str(&format!("PROXIED{port}://127.0.0.1:{},", port + PROXY_DISTANCE));
         protocols.push_str(&format!(",PROXIED{port}:PLAINTEXT"));
     }
     let plain = "org.apache.kafka.common.security.plain.PlainLoginModule required";
     let scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;";
     Ok(format!(
-        "listeners={listeners},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners={advertised}
+        "listeners={listeners}CONTROLLER://127.0.0.1:{controller}
+advertised.listeners={}
 listener.security.protocol.map={protocols}
 listener.name.tls.ssl.keystore.type=PEM
-listener.name.tls.ssl.keystore.location={}
+listener.name.tls.ssl.keystore.location={store}
+listener.name.mutual.ssl.keystore.type=PEM
+listener.name.mutual.ssl.keystore.location={store}
+listener.name.mutual.ssl.truststore.type=PEM
+listener.name.mutual.ssl.truststore.location={}
+listener.name.mutual.ssl.client.auth=required
 listener.name.sasl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
 listener.name.sasl.plain.sasl.jaas.config={plain} user_{USER}=\"{PASSWORD}\";
 listener.name.sasl.scram-sha-256.sasl.jaas.config={scram}
 listener.name.sasl.scram-sha-512.sasl.jaas.config={scram}
 ",
-        store.display()
+        advertised.trim_end_matches(','),
+        run.path("ca.crt").display()
     ))
 }
 

@@ -26,7 +26,7 @@ enum Setup {
     Current,
     /// Of an older suite, without them.
     Older { suite: &'static str },
-    /// The current one, with users; with a token; with TLS; and with accounts.
+    /// The current one, with users; with a token; with TLS; with accounts; and with TLS that asks for a certificate.
     Auth,
 }
 
@@ -85,6 +85,9 @@ impl Broker for Nats {
                 file("BUQUEUE_TEST_NATS_TLS_CA", "ca.crt"),
                 endpoint("BUQUEUE_TEST_NATS_CREDS", "nats://", 3),
                 file("BUQUEUE_TEST_NATS_CREDS_FILE", "user.creds"),
+                endpoint("BUQUEUE_TEST_NATS_MTLS", "tls://", 4),
+                file("BUQUEUE_TEST_NATS_TLS_CLIENT_CERT", "client.crt"),
+                file("BUQUEUE_TEST_NATS_TLS_CLIENT_KEY", "client.key"),
             ],
         }
     }
@@ -137,16 +140,17 @@ impl Broker for Nats {
                 certificates::make(run)?;
                 run.write("user.creds", CREDENTIALS)?;
                 let file = |name| run.path(name).display().to_string();
-                let tls = format!(
-                    "tls {{ cert_file: \"{}\", key_file: \"{}\" }}\n",
-                    file("server.crt"),
-                    file("server.key")
-                );
+                let tls = |more: &str| {
+                    let (certificate, key) = (file("server.crt"), file("server.key"));
+                    format!("tls {{ cert_file: \"{certificate}\", key_file: \"{key}\"{more} }}\n")
+                };
+                let asking = format!(", ca_file: \"{}\", verify: true", file("ca.crt"));
                 Ok(vec![
                     service("users", 0, USERS)?,
                     service("token", 1, TOKEN)?,
-                    service("tls", 2, &tls)?,
+                    service("tls", 2, &tls(""))?,
                     service("accounts", 3, ACCOUNTS)?,
+                    service("mutual", 4, &tls(&asking))?,
                 ])
             }
             Setup::Current | Setup::Older { .. } => Ok(vec![service("nats", 0, "")?]),

@@ -74,9 +74,16 @@ impl Broker for RabbitMq {
                 value: format!("amqps://guest:guest@127.0.0.1:{port}/%2f"),
             });
             endpoints.push(Endpoint {
-                variable: "BUQUEUE_TEST_RABBITMQ_TLS_CA",
-                value: run.path("ca.crt").display().to_string(),
+                variable: "BUQUEUE_TEST_RABBITMQ_MTLS",
+                value: format!("amqps://127.0.0.1:{port}/%2f?auth_mechanism=external"),
             });
+            for (variable, name) in [
+                ("BUQUEUE_TEST_RABBITMQ_TLS_CA", "ca.crt"),
+                ("BUQUEUE_TEST_RABBITMQ_TLS_CLIENT_CERT", "client.crt"),
+                ("BUQUEUE_TEST_RABBITMQ_TLS_CLIENT_KEY", "client.key"),
+            ] {
+                endpoints.push(Endpoint { variable, value: run.path(name).display().to_string() });
+            }
         }
         endpoints
     }
@@ -110,20 +117,26 @@ impl Broker for RabbitMq {
             self.port,
             self.management_port()
         );
+        let mut plugins = "rabbitmq_management".to_owned();
         if let Some(port) = self.tls_port() {
             certificates::make(run)?;
             let file = |name| run.path(name).display().to_string();
+            // Who shows a certificate may log in by it; the others by a password.
             config.push_str(&format!(
                 "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.certfile = {}\nssl_options.keyfile = {}\n\
-                 ssl_options.cacertfile = {}\nssl_options.verify = verify_none\n\
-                 ssl_options.fail_if_no_peer_cert = false\n",
+                 ssl_options.cacertfile = {}\nssl_options.verify = verify_peer\n\
+                 ssl_options.fail_if_no_peer_cert = false\nssl_cert_login_from = common_name\n\
+                 auth_mechanisms.1 = PLAIN\nauth_mechanisms.2 = AMQPLAIN\nauth_mechanisms.3 = EXTERNAL\n\
+                 load_definitions = {}\n",
                 file("server.crt"),
                 file("server.key"),
-                file("ca.crt")
+                file("ca.crt"),
+                run.write("definitions.json", &definitions())?.display()
             ));
+            plugins.push_str(",rabbitmq_auth_mechanism_ssl");
         }
         inside.write("rabbitmq.conf", &config)?;
-        inside.write("enabled_plugins", "[rabbitmq_management].\n")?;
+        inside.write("enabled_plugins", &format!("[{plugins}].\n"))?;
         // A dead letter whose exchange was not there yet while the broker started is tried again after this; the
         // default is three minutes.
         inside.write(
@@ -241,6 +254,18 @@ impl Broker for RabbitMq {
         }
         Ok(lines)
     }
+}
+
+/// The users: who is there by default, as nobody is where others are given; and the one that the client's certificate names.
+fn definitions() -> String {
+    let client = certificates::CLIENT;
+    let permission =
+        |user: &str| format!(r#"{{"user":"{user}","vhost":"/","configure":".*","write":".*","read":".*"}}"#);
+    format!(
+        r#"{{"vhosts":[{{"name":"/"}}],"users":[{{"name":"guest","password":"guest","tags":"administrator"}},{{"name":"{client}","password_hash":"","tags":""}}],"permissions":[{},{}]}}"#,
+        permission("guest"),
+        permission(client)
+    )
 }
 
 /// The system's own server, by a script that does not change to another user as Debian's wrapper does.

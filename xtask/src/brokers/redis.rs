@@ -1,4 +1,7 @@
 //! Redis, alone, with a password, with TLS, behind Sentinel and as a Cluster.
+//!
+//! With TLS there are four processes: a server that anybody may come to; and a server, a sentinel of it and a cluster of one
+//! node that ask for a certificate.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,11 +36,19 @@ pub const CLUSTER: Redis = Redis { setup: Setup::Cluster };
 const PORT: u16 = 16379;
 const TLS_PORT: u16 = 16380;
 const AUTH_PORT: u16 = 16381;
+const MUTUAL_PORT: u16 = 16382;
+const MUTUAL_SENTINEL_PORT: u16 = 16383;
+const MUTUAL_NODE_PORT: u16 = 16384;
 const PRIMARY_PORT: u16 = 16390;
 const REPLICA_PORT: u16 = 16391;
 const SENTINELS: [(&str, u16); 3] = [("sentinel-1", 16392), ("sentinel-2", 16393), ("sentinel-3", 16394)];
 const NODES: [(&str, u16); 3] = [("node-1", 16400), ("node-2", 16401), ("node-3", 16402)];
 const SERVICE: &str = "buqueue-primary";
+const CA: &str = "BUQUEUE_TEST_REDIS_TLS_CA";
+const CLIENT_CERT: &str = "BUQUEUE_TEST_REDIS_TLS_CLIENT_CERT";
+const CLIENT_KEY: &str = "BUQUEUE_TEST_REDIS_TLS_CLIENT_KEY";
+const MUTUAL_SENTINEL: &str = "BUQUEUE_TEST_REDIS_MTLS_SENTINEL";
+const MUTUAL_CLUSTER: &str = "BUQUEUE_TEST_REDIS_MTLS_CLUSTER";
 const PASSWORD: &str = "s3cret";
 
 impl Broker for Redis {
@@ -72,7 +83,15 @@ impl Broker for Redis {
             }
             Setup::Tls => vec![
                 endpoint("BUQUEUE_TEST_REDIS_TLS", format!("rediss://127.0.0.1:{TLS_PORT}")),
-                endpoint("BUQUEUE_TEST_REDIS_TLS_CA", run.path("ca.crt").display().to_string()),
+                endpoint(CA, run.path("ca.crt").display().to_string()),
+                endpoint(CLIENT_CERT, run.path("client.crt").display().to_string()),
+                endpoint(CLIENT_KEY, run.path("client.key").display().to_string()),
+                endpoint("BUQUEUE_TEST_REDIS_MTLS", format!("rediss://127.0.0.1:{MUTUAL_PORT}")),
+                endpoint(
+                    MUTUAL_SENTINEL,
+                    format!("rediss+sentinel://127.0.0.1:{MUTUAL_SENTINEL_PORT}/{SERVICE}"),
+                ),
+                endpoint(MUTUAL_CLUSTER, format!("rediss://127.0.0.1:{MUTUAL_NODE_PORT}")),
             ],
             Setup::Sentinel => {
                 let port = SENTINELS[0].1;
@@ -119,15 +138,39 @@ impl Broker for Redis {
             Setup::Tls => {
                 certificates::make(run)?;
                 let file = |name| run.path(name).display().to_string();
-                let text = config(run, "data", 0)?
-                    + &format!(
-                        "tls-port {TLS_PORT}\ntls-auth-clients no\n\
+                let tls = |port: u16, asks: &str| {
+                    format!(
+                        "tls-port {port}\ntls-auth-clients {asks}\n\
                          tls-cert-file \"{}\"\ntls-key-file \"{}\"\ntls-ca-cert-file \"{}\"\n",
                         file("server.crt"),
                         file("server.key"),
                         file("ca.crt")
-                    );
-                Ok(vec![server("redis", run.write("redis.conf", &text)?, TLS_PORT)?])
+                    )
+                };
+                let open = config(run, "data", 0)? + &tls(TLS_PORT, "no");
+                let mutual = config(run, "data-mutual", 0)? + &tls(MUTUAL_PORT, "yes");
+                let node = config(run, "data-mutual-node", 0)?
+                    + &tls(MUTUAL_NODE_PORT, "yes")
+                    + "cluster-enabled yes\ntls-cluster yes\ncluster-announce-ip 127.0.0.1\n";
+                // It asks the server as a client of it. There is no replica that it could turn to.
+                let sentinel = format!(
+                    "bind 127.0.0.1\nport 0\ndir \"{}\"\n{}tls-replication yes\n\
+                     tls-client-cert-file \"{}\"\ntls-client-key-file \"{}\"\n\
+                     sentinel monitor {SERVICE} 127.0.0.1 {MUTUAL_PORT} 1\n",
+                    run.folder("data-mutual-sentinel")?.display(),
+                    tls(MUTUAL_SENTINEL_PORT, "yes"),
+                    file("client.crt"),
+                    file("client.key")
+                );
+                let sentinel = run.write_once("mutual-sentinel.conf", &sentinel)?;
+                let mut sentinel = server("mutual-sentinel", sentinel, MUTUAL_SENTINEL_PORT)?;
+                sentinel.command.arg("--sentinel");
+                Ok(vec![
+                    server("redis", run.write("redis.conf", &open)?, TLS_PORT)?,
+                    server("mutual", run.write("mutual.conf", &mutual)?, MUTUAL_PORT)?,
+                    server("mutual-node", run.write("mutual-node.conf", &node)?, MUTUAL_NODE_PORT)?,
+                    sentinel,
+                ])
             }
             Setup::Sentinel => {
                 // Sentinels rewrite these files on a failover: they are the state, and stay.
@@ -179,6 +222,20 @@ impl Broker for Redis {
                 in_step(port);
             }
         }
+        if self.setup == Setup::Tls {
+            let endpoints = self.endpoints(run);
+            let Some(node) = named(&endpoints, MUTUAL_CLUSTER) else { bail!("no endpoint of a cluster") };
+            return retry_for(Duration::from_secs(10), || {
+                // Alone it has nobody to share its slots with. A started-again one knows them from its own file.
+                if self
+                    .client(cache, node, &endpoints, "CLUSTER INFO\n")?
+                    .contains("cluster_slots_assigned:0\r")
+                {
+                    self.client(cache, node, &endpoints, "CLUSTER ADDSLOTSRANGE 0 16383\n")?;
+                }
+                Ok(())
+            });
+        }
         if self.setup != Setup::Cluster {
             return Ok(());
         }
@@ -203,11 +260,24 @@ impl Broker for Redis {
         let address = Address::parse(&endpoint.value, 6379)?;
         let (host, port) = address.first()?;
         match self.setup {
-            Setup::Tls => match program(cache, "redis-cli") {
-                Ok(_) => version(&self.client(cache, endpoints, "INFO server\n")?),
-                // Somebody else's endpoint, and no client at hand that speaks TLS.
-                Err(_) => connect(host, port).map(|_| "(tls)".to_owned()),
-            },
+            // Somebody else's endpoint, and no client at hand that speaks TLS.
+            Setup::Tls if program(cache, "redis-cli").is_err() => {
+                connect(host, port).map(|_| "(tls)".to_owned())
+            }
+            Setup::Tls => {
+                for (variable, question, answer) in [
+                    ("BUQUEUE_TEST_REDIS_MTLS", "PING", "PONG"),
+                    (MUTUAL_SENTINEL, "INFO sentinel", "status=ok"),
+                    (MUTUAL_CLUSTER, "CLUSTER INFO", "cluster_state:ok"),
+                ] {
+                    let Some(endpoint) = named(endpoints, variable) else { continue };
+                    let said = self.client(cache, endpoint, endpoints, &format!("{question}\n"))?;
+                    if !said.contains(answer) {
+                        bail!("{} says {}", endpoint.value, said.trim());
+                    }
+                }
+                version(&self.client(cache, endpoint, endpoints, "INFO server\n")?)
+            }
             Setup::Plain | Setup::Auth => {
                 let mut redis = Resp::connect(host, port)?;
                 if let Some(password) = &address.password {
@@ -263,7 +333,8 @@ impl Broker for Redis {
             format!("XREADGROUP GROUP group reader COUNT 1 STREAMS {key} >"),
             format!("DEL {key}"),
         ];
-        let answer = self.client(cache, endpoints, &(script.join("\n") + "\n"))?;
+        let Some(endpoint) = endpoints.first() else { bail!("no endpoint") };
+        let answer = self.client(cache, endpoint, endpoints, &(script.join("\n") + "\n"))?;
         if !answer.lines().any(|line| line.contains(&body)) {
             bail!("the message did not come back: {answer}");
         }
@@ -274,17 +345,24 @@ impl Broker for Redis {
 }
 
 impl Redis {
-    /// Feeds commands to `redis-cli`, or to the one inside the container where the host has none.
-    fn client(&self, cache: &Path, endpoints: &[Endpoint], input: &str) -> Result<String> {
-        let Some(endpoint) = endpoints.first() else { bail!("no endpoint") };
+    /// Feeds commands to `redis-cli`, for one of the endpoints.
+    fn client(
+        &self,
+        cache: &Path,
+        endpoint: &Endpoint,
+        endpoints: &[Endpoint],
+        input: &str,
+    ) -> Result<String> {
         let address = Address::parse(&endpoint.value, 6379)?;
         let (mut host, mut port) = address.first().map(|(host, port)| (host.to_owned(), port))?;
         let mut command = program(cache, "redis-cli")?;
         match self.setup {
             Setup::Tls => {
                 command.arg("--tls");
-                if let Some(ca) = endpoints.get(1) {
-                    command.args(["--cacert", &ca.value]);
+                for (option, variable) in [("--cacert", CA), ("--cert", CLIENT_CERT), ("--key", CLIENT_KEY)] {
+                    command.args(
+                        named(endpoints, variable).map(|file| [option, &file.value]).into_iter().flatten(),
+                    );
                 }
             }
             Setup::Sentinel => (host, port) = primary(&address)?,
@@ -303,6 +381,10 @@ impl Redis {
         }
         output_with_input(&mut command, input)
     }
+}
+
+fn named<'a>(endpoints: &'a [Endpoint], variable: &str) -> Option<&'a Endpoint> {
+    endpoints.iter().find(|endpoint| endpoint.variable == variable)
 }
 
 /// Waits, as long as is reasonable, until the primary has a replica that follows it.
