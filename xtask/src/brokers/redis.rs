@@ -225,13 +225,18 @@ impl Broker for Redis {
         if self.setup == Setup::Tls {
             let endpoints = self.endpoints(run);
             let Some(node) = named(&endpoints, MUTUAL_CLUSTER) else { bail!("no endpoint of a cluster") };
+            // Without an answer the program ends well all the same.
+            let answer = |question: &str, expected: &str| {
+                let said = self.client(cache, node, &endpoints, &format!("{question}\n"))?;
+                if !said.contains(expected) {
+                    bail!("{} says {} to {question}", node.value, said.trim());
+                }
+                Ok(said)
+            };
             return retry_for(Duration::from_secs(10), || {
                 // Alone it has nobody to share its slots with. A started-again one knows them from its own file.
-                if self
-                    .client(cache, node, &endpoints, "CLUSTER INFO\n")?
-                    .contains("cluster_slots_assigned:0\r")
-                {
-                    self.client(cache, node, &endpoints, "CLUSTER ADDSLOTSRANGE 0 16383\n")?;
+                if answer("CLUSTER INFO", "cluster_state:")?.contains("cluster_slots_assigned:0\r") {
+                    answer("CLUSTER ADDSLOTSRANGE 0 16383", "OK")?;
                 }
                 Ok(())
             });
