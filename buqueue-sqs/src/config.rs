@@ -148,7 +148,8 @@ pub trait SqsBuilderExt: Sized {
     /// How long a request may take, with all its repetitions, until what needs it fails with `Timeout`; one of them takes
     /// half of it at most. Not zero. Default: 10 s. A receive is not repeated; it takes a third of it, and at least 3 s,
     /// beyond the time that it waits for messages. There are five repetitions at most, within about 3 s of waiting, unless
-    /// the environment or the profile says otherwise (`AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`).
+    /// the environment or the profile says otherwise (`AWS_MAX_ATTEMPTS`, `AWS_RETRY_MODE`; what is the SDK's own default,
+    /// 3 and `standard`, says nothing).
     #[must_use]
     fn request_timeout(self, timeout: Duration) -> Self;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use aws_config::BehaviorVersion;
 use aws_sdk_sqs::Client;
-use aws_sdk_sqs::config::retry::RetryConfig;
+use aws_sdk_sqs::config::retry::{RetryConfig, RetryPartition, TokenBucket};
 use aws_sdk_sqs::config::timeout::TimeoutConfig;
 use aws_sdk_sqs::config::{Region, SharedCredentialsProvider};
 use aws_smithy_http_client::tls::Provider;
@@ -21,9 +21,13 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The SDK by itself repeats a request twice, after up to 1 and 2 s, of which chance takes a part. Where nothing has
 /// happened but that a connection was closed that holds up a send for half a second. Here it is five times, after up to
-/// 0.1, 0.2, 0.4, 0.8 and 1.6 s: the same time in all, and the first ones soon.
+/// 0.1, 0.2, 0.4, 0.8 and 1.6 s: the same time in all, and the first ones soon; what is throttled is repeated by the same.
 const ATTEMPTS: u32 = 6;
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+
+/// What repetitions take from, 5 or 10 at a time, and answers give back, so that an outage does not multiply requests. The
+/// SDK has 500 for its two, which all clients of a region share; this is as much for five, and the queue's own.
+const QUOTA: usize = 1250;
 
 /// A queue, and the clients to speak with it.
 #[derive(Debug, Clone)]
@@ -83,7 +87,9 @@ async fn client(options: &SqsOptions, queue: &QueueUrl) -> Client {
     }
     let loaded = loader.load().await;
     let retries = retries(loaded.retry_config());
-    Client::from_conf(aws_sdk_sqs::config::Builder::from(&loaded).retry_config(retries).build())
+    let quota = RetryPartition::custom("buqueue").token_bucket(TokenBucket::new(QUOTA)).build();
+    let config = aws_sdk_sqs::config::Builder::from(&loaded).retry_config(retries).retry_partition(quota);
+    Client::from_conf(config.build())
 }
 
 /// What the environment or the profile says of repetitions holds; ours are in the place of the SDK's default.
@@ -104,6 +110,11 @@ mod tests {
         let loader = aws_config::defaults(BehaviorVersion::latest()).region(Region::from_static("eu-west-1"));
         let nothing_said = loader.empty_test_environment().load().await;
         assert_eq!(retries(nothing_said.retry_config()).max_attempts(), ATTEMPTS);
+        assert_eq!(
+            retries(Some(&RetryConfig::standard())).max_attempts(),
+            ATTEMPTS,
+            "as if nothing were said"
+        );
         assert_eq!(retries(Some(&RetryConfig::standard().with_max_attempts(2))).max_attempts(), 2);
         assert_eq!(retries(Some(&RetryConfig::disabled())).max_attempts(), 1);
     }
