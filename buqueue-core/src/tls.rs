@@ -5,12 +5,13 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use rustls::RootCertStore;
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use rustls::{Error, RootCertStore};
 
 use crate::{BuqueueError, ErrorKind, Result};
 
@@ -19,6 +20,7 @@ const CLIENT: &str = "client_certificate";
 
 /// Where the files are: the options `root_certificates` and `client_certificate` of a builder, by which errors name them.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct TlsFiles {
     /// The authorities that a server's certificate must come from.
     pub root_certificates: Option<PathBuf>,
@@ -28,6 +30,7 @@ pub struct TlsFiles {
 
 /// What the files hold, in PEM. `Debug` shows none of it.
 #[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct TlsPem {
     /// The authorities.
     pub root_certificates: Option<Vec<u8>>,
@@ -53,7 +56,7 @@ impl TlsFiles {
         let roots = self.root_certificates.is_some().then_some(ROOTS);
         match roots.or(self.client_certificate.is_some().then_some(CLIENT)) {
             Some(option) if !is_tls => {
-                Err(invalid(format!("{option}: is for connections over TLS, whose url begins with {scheme}")))
+                Err(invalid(format!("{option}: is used over TLS alone, where the url begins with {scheme}")))
             }
             _ => Ok(()),
         }
@@ -92,10 +95,20 @@ async fn identity(certificate: &Path, key: &Path) -> Result<(Vec<u8>, Vec<u8>)> 
     let Ok(private) = PrivateKeyDer::from_pem_slice(&key_pem) else {
         return Err(invalid(format!("{CLIENT}: {key:?} holds no key in PEM, or an encrypted one")));
     };
-    CertifiedKey::from_der(chain, private, &aws_lc_rs::default_provider()).map_err(|error| {
-        let fact = format!("{CLIENT}: {certificate:?} is no certificate of the key in {key:?}: {error}");
-        invalid(fact).with_source(error)
-    })?;
+    // The client will use what the program has installed.
+    let installed = CryptoProvider::get_default();
+    let own = installed.is_none().then(aws_lc_rs::default_provider);
+    if let Some(provider) = installed.map(Arc::as_ref).or(own.as_ref())
+        && let Err(error) = CertifiedKey::from_der(chain, private, provider)
+    {
+        return Err(match error {
+            Error::InconsistentKeys(_) => {
+                invalid(format!("{CLIENT}: {certificate:?} is no certificate of the key in {key:?}"))
+            }
+            Error::InvalidCertificate(_) => broken(CLIENT, certificate),
+            error => invalid(format!("{CLIENT}: {key:?} holds no usable key: {error}")).with_source(error),
+        });
+    }
     Ok((pem, key_pem))
 }
 
@@ -124,8 +137,9 @@ fn broken(option: &str, file: &Path) -> BuqueueError {
     invalid(format!("{option}: {file:?} holds a certificate that cannot be decoded"))
 }
 
-/// What has ended a handshake for good, out of the words of a client that uses rustls: trying again does not help. `None`
-/// where they speak of something else.
+/// What has ended a handshake for good, out of the words of a client that uses rustls: a certificate is refused, the
+/// server's or the client's. `None` where they speak of something else; that a handshake failed without a reason is nothing
+/// for good: a proxy says so while it has nobody to hand on to, and an old server where a certificate is missing.
 #[must_use]
 pub fn refusal(words: &str) -> Option<(ErrorKind, String)> {
     if let Some(at) = words.find("invalid peer certificate") {
@@ -148,18 +162,13 @@ pub fn refusal(words: &str) -> Option<(ErrorKind, String)> {
             let fact = format!("{CLIENT}: the server asks for one, or refuses the one it was shown: {alert}");
             Some((ErrorKind::AuthenticationFailed, fact))
         }
-        // What an older server says to a client without a certificate, and any to one that it can agree on nothing with.
-        "HandshakeFailure" => Some((
-            ErrorKind::InvalidConfig,
-            format!("url: the server has ended the handshake of TLS: {alert}"),
-        )),
         _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use rustls::{AlertDescription, CertificateError, Error};
+    use rustls::{AlertDescription, CertificateError};
 
     use super::*;
 
@@ -169,11 +178,11 @@ mod tests {
         for alert in [AlertDescription::CertificateRequired, AlertDescription::UnknownCA] {
             assert_eq!(kind(&Error::AlertReceived(alert)), Some(ErrorKind::AuthenticationFailed));
         }
-        let alert = Error::AlertReceived(AlertDescription::HandshakeFailure);
-        assert_eq!(kind(&alert), Some(ErrorKind::InvalidConfig));
         let unknown = Error::InvalidCertificate(CertificateError::UnknownIssuer);
         assert_eq!(kind(&unknown), Some(ErrorKind::InvalidConfig));
-        assert_eq!(kind(&Error::AlertReceived(AlertDescription::InternalError)), None);
+        for alert in [AlertDescription::InternalError, AlertDescription::HandshakeFailure] {
+            assert_eq!(kind(&Error::AlertReceived(alert)), None);
+        }
         assert_eq!(kind(&Error::HandshakeNotComplete), None);
     }
 

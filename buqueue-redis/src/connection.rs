@@ -179,7 +179,7 @@ impl Connector {
 
 /// As the client takes them; `None` leaves it with the system's authorities.
 fn certificates(pem: TlsPem) -> Option<TlsCertificates> {
-    let TlsPem { root_certificates, client_certificate } = pem;
+    let TlsPem { root_certificates, client_certificate, .. } = pem;
     let client_tls =
         client_certificate.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
     (client_tls.is_some() || root_certificates.is_some())
