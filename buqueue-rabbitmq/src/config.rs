@@ -265,9 +265,11 @@ pub trait RabbitMqBuilderExt: Sized {
     #[must_use]
     fn heartbeat(self, heartbeat: Duration) -> Self;
 
-    /// A PEM file with the authorities that the broker's certificate must come from, beside the system's. Read anew for
-    /// each connection, so that what takes its place counts from the next one on. Without `amqps://`, and where the file
-    /// cannot be read or holds no certificate, connecting fails with `InvalidConfig`. Default: none.
+    /// A PEM file with the authorities that the broker's certificate must come from, *beside* the system's: unlike on the
+    /// other backends it does not keep those out, and where the system has none at all building fails with `InvalidConfig`.
+    /// So it does without `amqps://`, and where the file cannot be read or holds no certificate. The file is read anew for
+    /// each connection, so that what takes its place counts from the next one on; while it cannot be used then, what it held
+    /// before is. Default: none.
     #[must_use]
     fn root_certificates(self, file: impl Into<PathBuf>) -> Self;
 

@@ -1,6 +1,6 @@
 //! How a connection is made.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use buqueue_core::tls::TlsPem;
 use buqueue_core::{BuqueueError, ErrorKind, Result};
@@ -16,13 +16,15 @@ use crate::error;
 #[derive(Debug, Clone)]
 pub(crate) struct Connector {
     pub(crate) options: Arc<RabbitMqOptions>,
+    /// The last that were of use.
+    certificates: Arc<Mutex<Option<TlsPem>>>,
 }
 
 impl Connector {
     /// Validates.
     pub(crate) fn new(options: &RabbitMqOptions) -> Result<Self> {
         options.validate()?;
-        Ok(Self { options: Arc::new(options.clone()) })
+        Ok(Self { options: Arc::new(options.clone()), certificates: Arc::default() })
     }
 
     /// A connection, within the connection timeout.
@@ -31,14 +33,29 @@ impl Connector {
         let limit = self.options.config.connection_timeout;
         let connecting = async {
             let vhost = uri.vhost.clone();
-            // Anew each time: certificates that run out are replaced while the program goes on.
-            let pem = self.options.tls.read().await?;
+            let pem = self.certificates().await?;
             connected(uri, pem).await.map_err(|error| error::connecting(error, &vhost))
         };
         timeout(limit, connecting).await.unwrap_or_else(|_| {
             let fact = format!("no broker answered within {limit:?}");
             Err(BuqueueError::new(ErrorKind::ConnectionLost, fact))
         })
+    }
+
+    /// Read anew each time: certificates that run out are replaced while the program goes on. While they are, a file may be
+    /// missing for a moment, or belong to a key that is not there yet; that must not end a consumer, so the last good ones
+    /// are used.
+    async fn certificates(&self) -> Result<TlsPem> {
+        let read = self.options.tls.read().await;
+        let mut last = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+        match (read, &*last) {
+            (Err(_), Some(good)) => Ok(good.clone()),
+            (Err(error), None) => Err(error),
+            (Ok(read), _) => {
+                *last = Some(read.clone());
+                Ok(read)
+            }
+        }
     }
 }
 

@@ -334,22 +334,51 @@ async fn a_client_certificate_logs_in() {
     }
 }
 
-/// What has taken the place of a file counts from the next connection on.
+/// A certificate that the broker does not take is told from a connection that breaks.
+#[tokio::test]
+async fn a_client_certificate_that_is_refused_is_told() {
+    let Some(url) = server("BUQUEUE_TEST_RABBITMQ_MTLS") else { return };
+    let Some(authority) = server("BUQUEUE_TEST_RABBITMQ_TLS_CA") else { return };
+    let file = |name: &str| std::path::Path::new(&authority).with_file_name(name);
+    let config = RabbitMqConfig::from_url(&format!("{url}&queue={}", unique("refused"))).unwrap();
+    let builder = || {
+        let builder = RabbitMqBackend::builder(config.clone()).root_certificates(&authority);
+        builder.client_certificate(file("stranger.crt"), file("stranger.key"))
+    };
+    // The alert comes after the handshake: now and then nothing but a closed connection is seen.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut error = within(builder().build_producer()).await.unwrap_err();
+    while error.kind == ErrorKind::ConnectionLost && Instant::now() < deadline {
+        error = within(builder().build_producer()).await.unwrap_err();
+    }
+    assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error:?}");
+    assert!(error.message().starts_with("client_certificate: "), "{error}");
+}
+
+/// What has taken the place of a file counts from the next connection on; what is of no use does not.
 #[tokio::test]
 async fn a_certificate_that_was_replaced_counts_for_the_next_connection() {
     let Some(url) = server("BUQUEUE_TEST_RABBITMQ_TLS") else { return };
     let Some(authority) = server("BUQUEUE_TEST_RABBITMQ_TLS_CA") else { return };
+    let authority = std::path::Path::new(&authority);
     let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique("replaced.pem"));
-    std::fs::copy(&authority, &file).unwrap();
-    let consumer = RabbitMqBackend::builder(config(&url, "replaced")).root_certificates(&file);
-    // It asks on a connection of its own.
-    let monitor = consumer.build_consumer().await.unwrap().monitor();
-    std::fs::write(&file, "nothing").unwrap();
-    let error = within(monitor.queue_stats()).await.unwrap_err();
+    let put = |other: &std::path::Path| std::fs::copy(other, &file).map(drop).unwrap();
+    // What it counts with is a connection that is not there before.
+    let monitor = async || {
+        put(authority);
+        let builder = RabbitMqBackend::builder(config(&url, "replaced")).root_certificates(&file);
+        builder.build_consumer().await.unwrap().monitor()
+    };
+    let spared = monitor().await;
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(within(spared.queue_stats()).await.unwrap().ready, 0);
+    let misled = monitor().await;
+    // A certificate, of no authority.
+    put(&authority.with_file_name("server.crt"));
+    let error = within(misled.queue_stats()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidConfig, "{error:?}");
-    assert!(error.message().starts_with("root_certificates: "), "{error}");
-    std::fs::copy(&authority, &file).unwrap();
-    assert_eq!(within(monitor.queue_stats()).await.unwrap().ready, 0);
+    put(authority);
+    assert_eq!(within(misled.queue_stats()).await.unwrap().ready, 0);
 }
 
 /// A file of no use is told by its option, before anything is connected, and nothing of what it says.
