@@ -130,11 +130,13 @@ pub struct KafkaSecurity {
 #[derive(Clone, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Deserialize), serde(default, deny_unknown_fields))]
 pub struct KafkaTls {
-    /// The file of the authorities that the brokers' certificates must come from, PEM, in place of the system's. Read when
-    /// the queue is built. Default: the system's.
+    /// The file of the authorities that the brokers' certificates must come from, PEM, in place of the system's. Read for
+    /// each client that the queue makes, some of them later: for schedules, counts, and topics that are made again. It must
+    /// stay readable. Default: the system's.
     pub ca_file: Option<String>,
     /// The files of the certificate that this client shows brokers that ask for one (`ssl.client.auth`), followed by those
-    /// that lead to its authority, and of its key, which is not encrypted, PEM. Read when the queue is built. Default: none.
+    /// that lead to its authority, and of its key, which is not encrypted, PEM. Read as [`ca_file`](Self::ca_file) is.
+    /// Default: none.
     pub certificate_and_key_files: Option<(String, String)>,
 }
 

@@ -136,8 +136,9 @@
 //! In the configuration and around it:
 //!
 //! * [`KafkaSecurity::tls`] is there: [`KafkaTls::ca_file`] where the brokers' certificates come from an authority of your
-//!   own, [`KafkaTls::certificate_and_key_files`] where the brokers ask for one. The files are read when the queue is built:
-//!   build it anew before they expire.
+//!   own, [`KafkaTls::certificate_and_key_files`] where the brokers ask for one. The files are read by
+//!   each client that the queue makes, some of them later, so they must stay readable; a client keeps what it has read: build
+//!   the queue anew before they expire.
 //! * [`KafkaConfig::brokers`] names more than one, so that one that is down does not keep a service from starting.
 //! * [`KafkaConfig::partitions`]: at least as many as consumers will ever run; one that has none waits. Added later, they
 //!   change which partition a routing key goes to, and with it the order of what is under way.

@@ -60,7 +60,7 @@ fn config(brokers: &str, name: &str) -> KafkaConfig {
 fn builder(config: &KafkaConfig) -> QueueBuilder<KafkaBackend> {
     // A broker that has just started takes long for its first groups on a loaded machine.
     KafkaBackend::builder(config.clone())
-        .connection_timeout(Duration::from_secs(30))
+        .connection_timeout(Duration::from_secs(18))
         .session_timeout(Duration::from_secs(2))
 }
 
@@ -162,10 +162,13 @@ async fn a_client_certificate_is_shown() {
         config.clone()
     };
     there_and_back(&shows(Some((&certificate, &key)))).await;
+    let file = |name: &str| std::path::Path::new(&authority).with_file_name(name).display().to_string();
     let unknown = shows(None);
+    let stranger = shows(Some((&file("stranger.crt"), &file("stranger.key"))));
     for error in [
         within(builder(&unknown).build_producer()).await.map(drop).unwrap_err(),
         within(builder(&unknown).build_consumer()).await.map(drop).unwrap_err(),
+        within(builder(&stranger).build_producer()).await.map(drop).unwrap_err(),
     ] {
         assert_eq!(error.kind, ErrorKind::AuthenticationFailed, "{error:?}");
         assert!(error.message().starts_with("security.tls.certificate_and_key_files: "), "{error}");
