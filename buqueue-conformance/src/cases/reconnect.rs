@@ -240,7 +240,8 @@ async fn drain<C: QueueConsumer>(ledger: &Mutex<Ledger>, consumer: &mut C, all_s
             Err(_) if all_sent && ledger.lock().unwrap().is_complete() => return,
             Err(_) => {}
         }
-        assert!(Instant::now() < deadline, "{}", ledger.lock().unwrap().account());
+        let account = || ledger.lock().unwrap().account();
+        assert!(Instant::now() < deadline, "all is sent: {all_sent}; {}", account());
     }
 }
 

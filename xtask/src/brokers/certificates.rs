@@ -8,17 +8,21 @@ use crate::process::{Run, output};
 /// Whose the client's certificate is.
 pub const CLIENT: &str = "buqueue-client";
 
-/// A certificate authority of our own, `ca.crt`; and of it `server.crt`, for this machine's loopback, and `client.crt`. Their
-/// keys lie beside them.
+/// A certificate authority of our own, `ca.crt`; of it `server.crt`, for this machine's loopback, and `client.crt`; and
+/// `stranger.crt`, which is of no authority that anybody knows. Their keys lie beside them. What an older version has made
+/// stays.
 pub fn make(run: &Run) -> Result<()> {
-    if !run.path("server.crt").exists() {
-        authority(run)?;
+    let lacks = |name: &str| !run.path(&format!("{name}.crt")).exists();
+    if lacks("server") {
+        of_itself(run, "ca", "buqueue test CA", &["-addext", "keyUsage=critical,keyCertSign,cRLSign"])?;
         let names = "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=serverAuth";
         signed(run, "server", "localhost", names)?;
+    }
+    if lacks("client") {
         signed(run, "client", CLIENT, "extendedKeyUsage=clientAuth")?;
-    } else if !run.path("client.crt").exists() {
-        // Made by an older version.
-        signed(run, "client", CLIENT, "extendedKeyUsage=clientAuth")?;
+    }
+    if lacks("stranger") {
+        of_itself(run, "stranger", "stranger", &["-addext", "extendedKeyUsage=clientAuth"])?;
     }
     Ok(())
 }
@@ -32,12 +36,11 @@ fn openssl(run: &Run) -> Command {
     command
 }
 
-fn authority(run: &Run) -> Result<()> {
-    output(
-        openssl(run).args(["req", "-x509", "-days", "3650", "-subj", "/CN=buqueue test CA"]).args(KEY).args(
-            ["-keyout", "ca.key", "-out", "ca.crt", "-addext", "keyUsage=critical,keyCertSign,cRLSign"],
-        ),
-    )?;
+fn of_itself(run: &Run, name: &str, common_name: &str, extensions: &[&str]) -> Result<()> {
+    let subject = format!("/CN={common_name}");
+    let mut making = openssl(run);
+    making.args(["req", "-x509", "-days", "3650", "-subj", &subject]).args(KEY).args(extensions);
+    output(making.args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.crt")]))?;
     Ok(())
 }
 
