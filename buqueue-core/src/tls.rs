@@ -96,19 +96,15 @@ async fn identity(certificate: &Path, key: &Path) -> Result<(Vec<u8>, Vec<u8>)> 
         return Err(invalid(format!("{CLIENT}: {key:?} holds no key in PEM, or an encrypted one")));
     };
     // The client will use what the program has installed.
-    let installed = CryptoProvider::get_default();
-    let own = installed.is_none().then(aws_lc_rs::default_provider);
-    if let Some(provider) = installed.map(Arc::as_ref).or(own.as_ref())
-        && let Err(error) = CertifiedKey::from_der(chain, private, provider)
-    {
-        return Err(match error {
-            Error::InconsistentKeys(_) => {
-                invalid(format!("{CLIENT}: {certificate:?} is no certificate of the key in {key:?}"))
-            }
-            Error::InvalidCertificate(_) => broken(CLIENT, certificate),
-            error => invalid(format!("{CLIENT}: {key:?} holds no usable key: {error}")).with_source(error),
-        });
-    }
+    let installed = CryptoProvider::get_default().cloned();
+    let provider = installed.unwrap_or_else(|| Arc::new(aws_lc_rs::default_provider()));
+    CertifiedKey::from_der(chain, private, &provider).map_err(|error| match error {
+        Error::InconsistentKeys(_) => {
+            invalid(format!("{CLIENT}: {certificate:?} is no certificate of the key in {key:?}"))
+        }
+        Error::InvalidCertificate(_) => broken(CLIENT, certificate),
+        error => invalid(format!("{CLIENT}: {key:?} holds no usable key: {error}")).with_source(error),
+    })?;
     Ok((pem, key_pem))
 }
 
