@@ -401,6 +401,11 @@ pub fn note(line: &str) {
     eprintln!("{line}");
 }
 
+/// Whether nothing may be skipped, as `CI` in the environment says.
+pub fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false" && value != "0")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

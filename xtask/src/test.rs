@@ -12,7 +12,7 @@ use crate::brokers::{self, Endpoint};
 use crate::error::{Context, Error, Result, bail};
 use crate::examples;
 use crate::package;
-use crate::process::{find_program, note, say, succeeds_within};
+use crate::process::{find_program, in_ci, note, say, succeeds_within};
 use crate::story;
 use crate::weight;
 use crate::workspace::{cargo, root};
@@ -269,10 +269,6 @@ fn brokers_up(report: &mut Report, set_ups: &[String]) -> Result<Vec<Endpoint>> 
     let own = std::env::current_exe()?.display().to_string();
     environment.push(Endpoint { variable: "BUQUEUE_XTASK", value: own });
     Ok(environment)
-}
-
-fn in_ci() -> bool {
-    std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false" && value != "0")
 }
 
 /// No backend pulls another's client, and the plain facade pulls next to nothing.

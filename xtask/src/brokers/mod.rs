@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Result, bail};
-use crate::process::{Run, Service, note, output, retry_for, say, succeeds_within};
+use crate::process::{Run, Service, in_ci, note, output, retry_for, say, succeeds_within};
 
 pub const ARGUMENTS: &str = "VERB [NAME…]";
 pub const ABOUT: &str =
@@ -71,6 +71,11 @@ trait Broker: Sync {
     /// Whether `docker-compose.yml` has a service of this name.
     fn in_compose(&self) -> bool {
         true
+    }
+
+    /// How many of its endpoints its container has too: the first ones. The others need certificates, or more ports.
+    fn contained(&self) -> usize {
+        1
     }
 
     /// Where it listens when this command started it. The first one names the broker.
@@ -280,8 +285,10 @@ fn prepare(workspace: &Workspace, broker: &dyn Broker) -> Result<Plan> {
             return Ok(Plan::Found(Live { how: How::Environment, version, endpoints: given }));
         }
     }
+    // Where nothing may be skipped, a container that lacks some of the endpoints does not do.
+    let will_do = broker.in_compose() && (!in_ci() || broker.contained() >= broker.endpoints(&run).len());
     // What was once started natively stays so, even if a Docker engine answers by now.
-    if run.running().is_empty() && broker.in_compose() && docker_answers() {
+    if run.running().is_empty() && will_do && docker_answers() {
         return Ok(Plan::Docker);
     }
     broker.install(&workspace.cache)?;
@@ -319,7 +326,8 @@ fn start_container(workspace: &Workspace, broker: &dyn Broker) -> Result<Live> {
     run.create()?;
     run.write(CONTAINER, "")?;
     output(&mut workspace.compose(&["up", "--detach", "--wait", broker.name()]))?;
-    let endpoints = broker.endpoints(&run);
+    let mut endpoints = broker.endpoints(&run);
+    endpoints.truncate(broker.contained());
     let version = retry_for(READY, || broker.probe(&workspace.cache, &endpoints))?;
     Ok(Live { how: How::Docker, version, endpoints })
 }
@@ -465,7 +473,9 @@ fn live(workspace: &Workspace, broker: &dyn Broker) -> Option<Live> {
             (How::Environment, given)
         }
         _ if !run.running().is_empty() => (How::Native, own),
-        _ if run.path(CONTAINER).exists() => (How::Docker, own),
+        _ if run.path(CONTAINER).exists() => {
+            (How::Docker, own.into_iter().take(broker.contained()).collect())
+        }
         _ if !given.is_empty() => (How::Environment, given),
         _ => return None,
     };

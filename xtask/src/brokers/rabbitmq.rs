@@ -57,6 +57,11 @@ impl Broker for RabbitMq {
         self.suite.is_none()
     }
 
+    /// Its management too.
+    fn contained(&self) -> usize {
+        2
+    }
+
     fn endpoints(&self, run: &Run) -> Vec<Endpoint> {
         let mut endpoints = vec![
             Endpoint {
