@@ -109,7 +109,8 @@
 //! * Over `amqps://`: [`root_certificates`](RabbitMqBuilderExt::root_certificates) where the broker's certificate comes from
 //!   an authority of your own, and [`client_certificate`](RabbitMqBuilderExt::client_certificate) where the broker asks for
 //!   one; with `?auth_mechanism=external` in the URL and `rabbitmq_auth_mechanism_ssl` on the broker, it logs in in place of
-//!   a password. The files are read for each connection: one that is replaced counts from the next one on.
+//!   a password. The files are read for each connection: one that is replaced counts from the next one on, and while
+//!   one cannot be used, what it held before does, which nothing tells of.
 //! * [`RabbitMqConfig::prefetch_count`] (200 by default): at least as many as handlers run at the same time. What a
 //!   process that dies has read ahead has used up an attempt.
 //! * [`delay_prefix`](RabbitMqBuilderExt::delay_prefix): one for each application that schedules much; all that share it

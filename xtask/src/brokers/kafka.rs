@@ -251,8 +251,7 @@ log.segment.delete.delay.ms=1000
 }
 
 /// The listeners of the single node: plain, with TLS, with TLS that asks for a certificate, with SASL, and those that send
-/// their clients through a proxy. Of two
-/// lines with the same name the last one counts.
+/// their clients through a proxy. Of two lines with the same name the last one counts.
 fn more_listeners(run: &Run) -> Result<String> {
     let (_, _, _, controller) = ONE[0];
     let key = std::fs::read_to_string(run.path("server.key"))?;
