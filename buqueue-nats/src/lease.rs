@@ -3,7 +3,6 @@
 use std::fmt;
 use std::future::ready;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -32,6 +31,8 @@ const NAK: &[u8] = b"-NAK";
 const WPI: &[u8] = b"+WPI";
 /// How long a settle is waited for that was repeated on a new connection.
 const SECOND_TRY: Duration = Duration::from_secs(2);
+/// How soon a renewal that failed is asked for again, at most.
+const RENEW_AGAIN: Duration = Duration::from_secs(1);
 /// The server counts in nanoseconds, in 63 bits.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
@@ -178,7 +179,6 @@ pub(crate) struct Delivered {
     session: Arc<Session>,
     held: Held,
     until: Mutex<Until>,
-    settled: AtomicBool,
     own: Weak<Delivered>,
 }
 
@@ -190,6 +190,8 @@ struct Until {
     confirmed: Instant,
     /// A task asks the server again and again, until what it has confirmed reaches beyond the promise.
     renewing: bool,
+    /// Nothing asks for a renewal from now on.
+    settled: bool,
 }
 
 impl Until {
@@ -204,22 +206,22 @@ impl Delivered {
         Arc::new_cyclic(|own| Self {
             session,
             held,
-            until: Mutex::new(Until { promised: lease, confirmed: lease, renewing: false }),
-            settled: AtomicBool::new(false),
+            until: Mutex::new(Until { promised: lease, confirmed: lease, renewing: false, settled: false }),
             own: own.clone(),
         })
     }
 
-    fn expired(&self) -> Option<BuqueueError> {
-        (Instant::now() >= lock(&self.until).lease()).then(|| expired("its lease ran out"))
+    /// The lease, if it has not run out.
+    fn lease(&self) -> Result<MutexGuard<'_, Until>> {
+        let until = lock(&self.until);
+        if Instant::now() < until.lease() { Ok(until) } else { Err(expired("its lease ran out")) }
     }
 
     fn settle(&self, verb: Bytes) -> QueueFuture<'_, Result<()>> {
-        if let Some(error) = self.expired() {
-            return QueueFuture::ready(Err(error));
+        match self.lease() {
+            Ok(mut until) => until.settled = true,
+            Err(error) => return QueueFuture::ready(Err(error)),
         }
-        // Also stops the renewal, which would otherwise take a message back that was given away.
-        self.settled.store(true, Ordering::Release);
         self.session.begin(self.held.reply.clone(), verb)
     }
 
@@ -240,22 +242,46 @@ impl Delivered {
         let every = session.ack_wait / 3;
         // Owned by the delivery: it ends with it.
         self.session.runtime.spawn(async move {
+            let mut pause = every;
             loop {
-                tokio::time::sleep(every).await;
+                tokio::time::sleep(pause).await;
                 let Some(delivered) = own.upgrade() else { return };
-                if delivered.settled.load(Ordering::Acquire) {
-                    return;
-                }
                 let asked_at = Instant::now();
-                let renewed = session.confirmed(delivered.held.reply.clone(), Bytes::from_static(WPI)).await;
+                let Some(asking) = delivered.ask_for_more() else { return };
+                let renewed = asking.await;
                 if !delivered.goes_on_renewing(asked_at, renewed.is_ok()) {
                     return;
                 }
+                pause = every;
                 if let Err(error) = renewed {
                     lock(&session.renewing).tell(&session.queue, &error);
+                    pause = every.min(RENEW_AGAIN);
                 }
             }
         });
+    }
+
+    /// Has asked the server to restart its lease, and waits for the answer; unless the delivery is settled. One that came
+    /// after a nack would put the server's lease in the place of the delay.
+    fn ask_for_more(&self) -> Option<impl Future<Output = Result<()>> + '_> {
+        let requests = &self.session.requests;
+        let began = requests.begin();
+        let mut asking =
+            Box::pin(requests.ask(self.held.reply.clone(), HeaderMap::new(), Bytes::from_static(WPI)));
+        // Handed to the connection before a settle is, or not at all.
+        let until = lock(&self.until);
+        if until.settled {
+            return None;
+        }
+        let answer = unconstrained(asking.as_mut()).now_or_never();
+        drop(until);
+        Some(async move {
+            let answer = match answer {
+                Some(answer) => answer,
+                None => requests.in_time(began, asking).await.and_then(|answer| answer),
+            };
+            answer.map(drop).map_err(unsettled)
+        })
     }
 
     /// Notes how a renewal went, and whether there is another. One that failed is made up for by the next, as long as
@@ -292,7 +318,7 @@ impl Lease for Delivered {
     }
 
     fn extend(&self, _index: u32, by: Duration) -> QueueFuture<'_, Result<()>> {
-        if let Some(error) = self.expired() {
+        if let Err(error) = self.lease() {
             return QueueFuture::ready(Err(error));
         }
         QueueFuture::pending(async move {
@@ -314,11 +340,11 @@ impl Lease for Delivered {
     }
 
     fn abandon(&self, _index: u32) {
-        if self.expired().is_some() {
-            return;
+        match self.lease() {
+            Ok(mut until) => until.settled = true,
+            Err(_) => return,
         }
         self.session.first_failure(self.held.info.stream_sequence);
-        self.settled.store(true, Ordering::Release);
         let (session, reply) = (Arc::clone(&self.session), self.held.reply.clone());
         // Should it not arrive, the lease ends in time.
         self.session.runtime.spawn(async move { session.settle(reply, Bytes::from_static(NAK)).await });
