@@ -20,7 +20,7 @@ use crate::config::LONGEST_VISIBILITY;
 use crate::convert::{Clock, Story};
 use crate::error;
 use crate::schedule::{HORIZON, Scheduler};
-use crate::settle::{Settler, seconds_up};
+use crate::settle::{Settled, Settler, seconds_up};
 
 /// SQS counts its twelve hours from the receive, which is a moment earlier than we know of it.
 const SPARE: Duration = Duration::from_secs(5);
@@ -202,6 +202,15 @@ impl Delivered {
         self.held.receipt.clone()
     }
 
+    /// The message is out of our hands. Nobody else can have it while the lease is ours, so it is the first request that
+    /// its repetition has found done.
+    async fn settled_by(&self, settling: impl Future<Output = Result<Settled>>) -> Result<()> {
+        match settling.await? {
+            Settled::Done => Ok(()),
+            Settled::ByTheFirstOrNot => self.expired().map_or(Ok(()), Err),
+        }
+    }
+
     /// Hides it for the delay, which SQS keeps.
     async fn hide(&self, after: Duration) -> Result<()> {
         let asked_at = Instant::now();
@@ -211,7 +220,7 @@ impl Delivered {
         if ends_early && hidden < after + SAFE {
             hidden += Duration::from_secs(1);
         }
-        self.session.settler.hide(self.receipt(), hidden).await?;
+        self.settled_by(self.session.settler.hide(self.receipt(), hidden)).await?;
         if ends_early {
             let (settler, receipt) = (self.session.settler.clone(), self.receipt());
             // Ends with the delay.
@@ -243,7 +252,8 @@ impl Delivered {
             session.scheduler.send_at(&message, due, story).await?;
             session.settler.delete(receipt).await
         });
-        moving.await.unwrap_or_else(|_| Err(error::unanswered("nack_after")))
+        let moved = async { moving.await.unwrap_or_else(|_| Err(error::unanswered("nack_after"))) };
+        self.settled_by(moved).await
     }
 
     fn give_back(&self) -> QueueFuture<'_, Result<()>> {
@@ -252,7 +262,7 @@ impl Delivered {
         }
         self.settled.store(true, Ordering::Release);
         lock(&self.session.returns).add(&self.held.id);
-        QueueFuture::pending(self.session.settler.hide(self.receipt(), Duration::ZERO))
+        QueueFuture::pending(self.settled_by(self.session.settler.hide(self.receipt(), Duration::ZERO)))
     }
 }
 
@@ -274,7 +284,7 @@ impl Lease for Delivered {
             return QueueFuture::ready(Err(error));
         }
         self.settled.store(true, Ordering::Release);
-        QueueFuture::pending(self.session.settler.delete(self.receipt()))
+        QueueFuture::pending(self.settled_by(self.session.settler.delete(self.receipt())))
     }
 
     fn nack(&self, _index: u32, after: Duration) -> QueueFuture<'_, Result<()>> {
@@ -309,7 +319,10 @@ impl Lease for Delivered {
         QueueFuture::pending(async move {
             let asked_at = Instant::now();
             // Not less than a second, or it would be given back.
-            self.session.settler.hide(self.receipt(), by.max(Duration::from_secs(1))).await?;
+            let hiding = self.session.settler.hide(self.receipt(), by.max(Duration::from_secs(1)));
+            if hiding.await? == Settled::ByTheFirstOrNot {
+                return Err(expired("its receipt no longer counts"));
+            }
             *lock(&self.until) = asked_at + by;
             Ok(())
         })

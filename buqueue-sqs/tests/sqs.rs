@@ -9,10 +9,11 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextRef;
 use aws_sdk_sqs::config::{ConfigBag, Intercept, ProvideCredentials, RuntimeComponents};
 use aws_sdk_sqs::error::BoxError;
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
@@ -20,6 +21,8 @@ use buqueue_core::{Delivery, DlqConfig, ErrorKind, Message, QueueBuilder};
 use buqueue_sqs::{SqsBackend, SqsBuilderExt, SqsConfig, VisibilityTimeout};
 use chrono::{DateTime, TimeDelta, Utc};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 use crate::support::{ACCOUNT, REGION, client, credentials};
 
@@ -370,7 +373,7 @@ async fn without_credentials_is_told() {
 
 /// Answers every request with the same.
 async fn always(status: &'static str, body: &'static str) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -451,7 +454,7 @@ impl Intercept for Counting {
 
     fn read_before_transmit(
         &self,
-        _context: &aws_sdk_sqs::config::interceptors::BeforeTransmitInterceptorContextRef<'_>,
+        _context: &BeforeTransmitInterceptorContextRef<'_>,
         _components: &RuntimeComponents,
         _bag: &mut ConfigBag,
     ) -> Result<(), BoxError> {
@@ -487,4 +490,80 @@ async fn tens_cost_one_request() {
     println!("{COUNT} messages: {sent} requests to send, {received} to receive, {acked} to ack");
     assert!(received <= COUNT / 10 + COUNT / 20, "{received} requests to receive {COUNT}");
     assert!(acked <= COUNT / 10 + 10, "{acked} requests to ack {COUNT}");
+}
+
+/// A proxy before the service. The first connection that asks for `operation` breaks when the answer comes; the second
+/// request for it waits until it may `go_on`.
+async fn losing_an_answer(endpoint: &str, operation: &'static str, go_on: Arc<Notify>) -> String {
+    let upstream = endpoint.trim_start_matches("http://").to_owned();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicU32::new(0));
+    tokio::spawn(async move {
+        loop {
+            let (near, _) = listener.accept().await.unwrap();
+            let far = TcpStream::connect(&upstream).await.unwrap();
+            let (asked, go_on) = (Arc::clone(&asked), Arc::clone(&go_on));
+            tokio::spawn(async move {
+                let ((mut asks, mut hears), (mut answers, mut is_asked)) =
+                    (near.into_split(), far.into_split());
+                let is_lost = AtomicBool::new(false);
+                let there = async {
+                    let mut bytes = vec![0; 1 << 20];
+                    while let Ok(count @ 1..) = asks.read(&mut bytes).await {
+                        if bytes[..count].windows(operation.len()).any(|part| part == operation.as_bytes()) {
+                            match asked.fetch_add(1, Ordering::Relaxed) {
+                                0 => is_lost.store(true, Ordering::Relaxed),
+                                1 => go_on.notified().await,
+                                _ => {}
+                            }
+                        }
+                        is_asked.write_all(&bytes[..count]).await.unwrap();
+                    }
+                };
+                let back = async {
+                    let mut bytes = vec![0; 1 << 20];
+                    while let Ok(count @ 1..) = answers.read(&mut bytes).await
+                        && !is_lost.load(Ordering::Relaxed)
+                        && hears.write_all(&bytes[..count]).await.is_ok()
+                    {}
+                };
+                tokio::select! { () = there => {}, () = back => {} }
+            });
+        }
+    });
+    format!("http://{address}")
+}
+
+/// When it is repeated, somebody else has the message already.
+#[tokio::test]
+async fn a_nack_whose_answer_is_lost_has_happened() {
+    let Some(endpoint) = service() else { return };
+    let go_on = Arc::new(Notify::new());
+    let losing = losing_an_answer(&endpoint, "AmazonSQS.ChangeMessageVisibilityBatch", go_on.clone()).await;
+    let queue_url = url(&endpoint, "lost-nack", "");
+    let (producer, mut other) = builder(queue_url.clone()).build_pair().await.unwrap();
+    let mut consumer = builder(queue_url.replace(&endpoint, &losing)).build_consumer().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    let nacking = tokio::spawn(receive(&mut consumer).await.nack());
+    let again = receive(&mut other).await;
+    assert_eq!(again.delivery_count(), 2);
+    go_on.notify_one();
+    within(nacking).await.unwrap().unwrap();
+    again.ack().await.unwrap();
+}
+
+/// When it is repeated, the message is gone.
+#[tokio::test]
+async fn an_ack_whose_answer_is_lost_has_happened() {
+    let Some(endpoint) = service() else { return };
+    let go_on = Arc::new(Notify::new());
+    let losing = losing_an_answer(&endpoint, "AmazonSQS.DeleteMessageBatch", go_on.clone()).await;
+    let queue_url = url(&endpoint, "lost-ack", "");
+    let producer = builder(queue_url.clone()).build_producer().await.unwrap();
+    let mut consumer = builder(queue_url.replace(&endpoint, &losing)).build_consumer().await.unwrap();
+    producer.send(Message::new("m")).await.unwrap();
+    go_on.notify_one();
+    within(receive(&mut consumer).await.ack()).await.unwrap();
+    assert_eq!(stored(&endpoint, &queue_url).await, 0);
 }
