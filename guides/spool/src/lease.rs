@@ -24,8 +24,9 @@ struct Held {
     spool: Arc<Spool>,
     /// Whether the message has the content of the file.
     readable: bool,
-    /// As this consumer has left it. Locked only where blocking is allowed: the file is renamed under the lock.
-    state: Mutex<State>,
+    /// As this consumer has left it; nothing once it is settled. Locked only where blocking is allowed: the file is renamed
+    /// under the lock.
+    state: Mutex<Option<State>>,
 }
 
 impl SpoolLease {
@@ -44,7 +45,7 @@ impl SpoolLease {
         Ok(Some(Self {
             message: content.map_or_else(convert::unreadable, convert::from_bytes),
             taken: state.clone(),
-            held: Arc::new(Held { spool: Arc::clone(spool), readable, state: Mutex::new(state) }),
+            held: Arc::new(Held { spool: Arc::clone(spool), readable, state: Mutex::new(Some(state)) }),
         }))
     }
 
@@ -60,7 +61,7 @@ impl SpoolLease {
 
     /// Nobody has seen it. That somebody else has it by now is as good.
     pub(crate) fn give_back(&self) -> Result<()> {
-        match self.held.change(State::released) {
+        match self.held.give_back(State::released) {
             Err(error) if error.kind == ErrorKind::LeaseExpired => Ok(()),
             given_back => given_back,
         }
@@ -78,25 +79,36 @@ impl SpoolLease {
 }
 
 impl Held {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Option<State>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The name is the proof: whoever took the message after us has given it another.
-    fn change(&self, to: impl FnOnce(&State) -> State) -> Result<()> {
+    fn change(&self, from: &State, to: &State) -> Result<()> {
+        if self.spool.change(from.to_string().as_ref(), to)? { Ok(()) } else { Err(expired()) }
+    }
+
+    fn extend(&self, by: Duration) -> Result<()> {
         let mut state = self.lock();
-        let next = to(&state);
-        if !self.spool.change(state.to_string().as_ref(), &next)? {
-            return Err(expired());
-        }
-        *state = next;
+        // Nobody waited for this one any more, and the message was settled before its turn came.
+        let held = state.as_ref().ok_or_else(expired)?;
+        let next = held.extended(now(), by);
+        self.change(held, &next)?;
+        *state = Some(next);
         Ok(())
     }
 
+    fn give_back(&self, to: impl FnOnce(&State) -> State) -> Result<()> {
+        let mut state = self.lock();
+        let held = state.take().ok_or_else(expired)?;
+        self.change(&held, &to(&held))
+    }
+
     fn remove(&self) -> Result<()> {
-        let state = self.lock();
+        let mut state = self.lock();
+        let held = state.take().ok_or_else(expired)?;
         // What nobody has read is not deleted.
-        let removed = if self.readable { self.spool.remove(&state) } else { self.spool.set_aside(&state) };
+        let removed = if self.readable { self.spool.remove(&held) } else { self.spool.set_aside(&held) };
         if removed? { Ok(()) } else { Err(expired()) }
     }
 }
@@ -115,15 +127,15 @@ impl Lease for SpoolLease {
     }
 
     fn nack(&self, _: u32, after: Duration) -> QueueFuture<'_, Result<()>> {
-        self.settle(move |held| held.change(|state| state.failed(now(), after)))
+        self.settle(move |held| held.give_back(|state| state.failed(now(), after)))
     }
 
     fn release(&self, _: u32) -> QueueFuture<'_, Result<()>> {
-        self.settle(|held| held.change(State::released))
+        self.settle(|held| held.give_back(State::released))
     }
 
     fn extend(&self, _: u32, by: Duration) -> QueueFuture<'_, Result<()>> {
-        self.settle(move |held| held.change(|state| state.extended(now(), by)))
+        self.settle(move |held| held.extend(by))
     }
 
     fn abandon(&self, _: u32) {
@@ -131,7 +143,7 @@ impl Lease for SpoolLease {
         let Ok(runtime) = Handle::try_current() else { return };
         let held = Arc::clone(&self.held);
         drop(runtime.spawn_blocking(move || {
-            let failed = held.change(|state| state.failed(now(), Duration::ZERO));
+            let failed = held.give_back(|state| state.failed(now(), Duration::ZERO));
             failed.unwrap_or_else(|error| held.spool.complain(&error));
         }));
     }
