@@ -304,6 +304,9 @@ impl Delivery {
     /// Starts the lease again: it now ends `by` from now. Where the broker has no lease, this is `Ok` and does
     /// nothing.
     ///
+    /// Dropping the future midway leaves open whether the lease was extended. What settles the delivery afterwards has
+    /// the last word, so a heartbeat may be dropped at any time.
+    ///
     /// # Errors
     /// [`LeaseExpired`](ErrorKind::LeaseExpired) when it is too late; the connection's errors.
     pub async fn extend_visibility(&self, by: Duration) -> Result<()> {

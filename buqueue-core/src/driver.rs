@@ -260,6 +260,10 @@ pub trait Lease: Send + Sync + 'static {
 
     /// The time limit starts again and ends `by` from now; `Ok` where there is none. However long `by` is, nothing
     /// overflows: it is cut to what the broker takes, or refused.
+    ///
+    /// # Behavior
+    /// - What settles the message afterwards has the last word, also when this future was dropped midway: an extension
+    ///   that arrives after a nack would hide a message that nobody has.
     fn extend(&self, index: u32, by: Duration) -> QueueFuture<'_, Result<()>>;
 
     /// The delivery was dropped unsettled: nack it in the background, or leave it to the time limit.

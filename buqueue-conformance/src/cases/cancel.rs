@@ -154,6 +154,36 @@ pub async fn nack_midway<H: Harness>(cx: &Ctx<H>) -> Outcome {
     Ok(())
 }
 
+/// A dropped extension does not outlive what is said of the message afterwards, however the two make their way.
+pub async fn extend_midway<H: Harness>(cx: &Ctx<H>) -> Outcome {
+    const COUNT: usize = 20;
+    let (producer, mut consumer) = cx.pair().await;
+    send_all(&producer, numbered("m", COUNT)).await;
+    for round in 0..6 {
+        let mut held = Vec::new();
+        while held.len() < COUNT {
+            let what = format!("round {round}, {} of {COUNT} received", held.len());
+            let batch = within(SOON, &what, consumer.receive_batch(COUNT - held.len())).await;
+            held.extend(batch.unwrap());
+        }
+        assert_eq!(sorted(held.iter().map(text).collect()), sorted(numbered("m", COUNT)));
+        let mut nacks = Vec::new();
+        for (at, delivery) in held.into_iter().enumerate() {
+            // Far beyond what the next round waits for.
+            let extending = delivery.extend_visibility(30 * SOON);
+            let _open = dropped_after(round / 2 + 1, extending).await;
+            if at % 2 == 0 {
+                nacks.push(tokio::spawn(delivery.nack()));
+            }
+        }
+        for nack in nacks {
+            within(SOON, "nack", nack).await.unwrap().unwrap();
+        }
+    }
+    assert_eq!(take(&mut consumer, COUNT).await.len(), COUNT);
+    Ok(())
+}
+
 /// A dropped `dead_letter`: the message is dead, or comes back; it is never lost.
 pub async fn dead_letter_midway<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let setup = cx.leased();
