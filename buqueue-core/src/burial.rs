@@ -109,16 +109,19 @@ async fn bury(shared: Arc<Shared>, mut buried: Buried) {
         return;
     }
     let settling = shared.scope.begin_burial(death.message);
-    match dead_letters.publish(&death).await {
+    let published = dead_letters.publish(&death).await;
+    // It is settled from here on, once: dropped in the middle of that, it is not abandoned as well.
+    let Some(Received { lease, index, .. }) = buried.0.take() else { return };
+    match published {
         Err(error) => {
             settling.within(|| shared.scope.dead_letter_failed(&error));
             settling.end_with(Some(&error));
             // The message stays in its queue and comes again; others are not held up. If this nack fails too, the lease
             // brings the message back.
-            drop(lease.nack(*index, DEAD_LETTER_RETRY).await);
+            drop(lease.nack(index, DEAD_LETTER_RETRY).await);
         }
         Ok(_) => {
-            let acked = lease.ack(*index).await;
+            let acked = lease.ack(index).await;
             if let Err(error) = &acked {
                 settling.within(|| shared.scope.dead_letter_not_acked(error));
             }
@@ -127,5 +130,4 @@ async fn bury(shared: Arc<Shared>, mut buried: Buried) {
             settling.end(&acked);
         }
     }
-    buried.0 = None;
 }

@@ -403,11 +403,11 @@ impl<B: Backend> Consumer<B> {
         self.shared.close().await;
         let Self { inbox, shared, .. } = self;
         let all = async {
-            while let Some(received) = inbox.last() {
+            // Out of the inbox first: a release goes on when nobody waits for it, and must not be begun twice.
+            while let Some(received) = inbox.pop() {
                 if let Err(error) = received.lease.release(received.index).await {
                     shared.scope.close_failed(&error);
                 }
-                inbox.pop();
             }
         };
         drop(timeout(CLOSE_TIMEOUT, all).await);

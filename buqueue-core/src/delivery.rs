@@ -305,7 +305,8 @@ impl Delivery {
     /// nothing.
     ///
     /// Dropping the future midway leaves open whether the lease was extended. What settles the delivery afterwards has
-    /// the last word, so a heartbeat may be dropped at any time.
+    /// the last word, so a heartbeat may be dropped at any time. Not guaranteed where a request was given up because its
+    /// connection was silent: what the network delivers later than that, the broker does then.
     ///
     /// # Errors
     /// [`LeaseExpired`](ErrorKind::LeaseExpired) when it is too late; the connection's errors.

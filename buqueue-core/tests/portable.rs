@@ -26,6 +26,8 @@ struct Script {
     refuse_sends: AtomicUsize,
     /// How many milliseconds a send takes.
     slow_sends: AtomicUsize,
+    /// How many milliseconds the answer to an ack or a release takes, which are done at once.
+    slow_settles: AtomicUsize,
     settled: Mutex<Vec<String>>,
     closed: AtomicUsize,
 }
@@ -173,6 +175,19 @@ impl One {
         self.script.settled.lock().unwrap().push(format!("{what} {payload}"));
         QueueFuture::ready(Ok(()))
     }
+
+    /// Begun by the first poll.
+    fn note_slowly(&self, what: &'static str) -> QueueFuture<'_, Result<()>> {
+        let slow = u64::try_from(self.script.slow_settles.load(Ordering::SeqCst)).unwrap();
+        if slow == 0 {
+            return self.note(what);
+        }
+        QueueFuture::pending(async move {
+            let outcome = self.note(what).await;
+            tokio::time::sleep(Duration::from_millis(slow)).await;
+            outcome
+        })
+    }
 }
 
 impl Lease for One {
@@ -185,7 +200,7 @@ impl Lease for One {
     }
 
     fn ack(&self, _: u32) -> QueueFuture<'_, Result<()>> {
-        self.note("ack")
+        self.note_slowly("ack")
     }
 
     fn nack(&self, _: u32, after: Duration) -> QueueFuture<'_, Result<()>> {
@@ -193,7 +208,7 @@ impl Lease for One {
     }
 
     fn release(&self, _: u32) -> QueueFuture<'_, Result<()>> {
-        self.note("release")
+        self.note_slowly("release")
     }
 
     fn extend(&self, _: u32, _: Duration) -> QueueFuture<'_, Result<()>> {
@@ -335,6 +350,20 @@ async fn a_cancelled_receive_does_not_publish_a_dead_letter_twice() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_is_dropped_while_it_is_acked_is_settled_once() {
+    let script = Arc::new(Script::default());
+    let mut consumer = with_dlq(&script, 1).build_consumer().await.unwrap();
+    script.slow_settles.store(1000, Ordering::SeqCst);
+    script.arrive([(Message::new("poison"), 2)]);
+    while script.settled().len() < 2 {
+        assert!(timeout(Duration::from_millis(9), consumer.receive()).await.is_err());
+    }
+    drop(consumer);
+    assert_eq!(script.settled(), ["extend poison", "ack poison"]);
+    assert_eq!(script.dead().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn nacks_become_dead_letters_at_the_limit() {
     let script = Arc::new(Script::default());
     let mut consumer = with_dlq(&script, 2).build_consumer().await.unwrap();
@@ -417,6 +446,26 @@ async fn a_dropped_consumer_gives_back_what_it_holds() {
     assert_eq!(script.settled(), ["release b"], "it was no attempt");
     delivery.ack().await.unwrap();
     assert_eq!(script.settled(), ["release b", "ack a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_being_given_back_is_given_back_once() {
+    let script = Arc::new(Script::default());
+    let mut consumer = builder(&script).build_consumer().await.unwrap();
+    script.arrive([one("a"), one("b"), one("c")]);
+    consumer.receive().await.unwrap().ack().await.unwrap();
+    script.slow_settles.store(1000, Ordering::SeqCst);
+    let shutdown = consumer.shutdown_handle();
+    let stopping = tokio::spawn(async move { shutdown.shutdown().await });
+    tokio::task::yield_now().await;
+    assert!(timeout(Duration::from_millis(9), consumer.receive_graceful()).await.is_err());
+    drop(consumer);
+    stopping.await.unwrap();
+    // The rest goes back in the background.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut settled = script.settled();
+    settled.sort();
+    assert_eq!(settled, ["ack a", "release b", "release c"]);
 }
 
 #[tokio::test(start_paused = true)]
