@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -178,19 +177,48 @@ pub(crate) struct Held {
 pub(crate) struct Delivered {
     session: Arc<Session>,
     held: Held,
-    /// Ends a moment before SQS gives the message to somebody else.
-    until: Mutex<Instant>,
-    settled: AtomicBool,
+    until: Mutex<Until>,
+}
+
+/// How long the message is ours. An extension is carried out although nobody waits for it any more, or has had no answer;
+/// until it is known what became of it there are two times.
+#[derive(Debug, Clone, Copy)]
+struct Until {
+    /// Before that, nobody else can have it.
+    surely: Instant,
+    /// After that, somebody else may have it, and nothing is asked of SQS in its name.
+    perhaps: Instant,
+    /// How many extensions were begun.
+    extensions: u32,
+}
+
+impl Until {
+    /// An extension to `end` is begun; its number.
+    fn begin(&mut self, end: Instant) -> u32 {
+        self.surely = self.surely.min(end);
+        self.perhaps = self.perhaps.max(end);
+        self.extensions += 1;
+        self.extensions
+    }
+
+    /// SQS has confirmed it. Another that was begun since leaves it open.
+    fn confirm(&mut self, extension: u32, end: Instant) {
+        if extension == self.extensions {
+            (self.surely, self.perhaps) = (end, end);
+        }
+    }
 }
 
 impl Delivered {
     pub(crate) fn new(session: Arc<Session>, held: Held) -> Self {
-        let until = Mutex::new(held.received_at + session.own_lease());
-        Self { session, held, until, settled: AtomicBool::new(false) }
+        // Ends a moment before SQS gives the message to somebody else.
+        let end = held.received_at + session.own_lease();
+        let until = Mutex::new(Until { surely: end, perhaps: end, extensions: 0 });
+        Self { session, held, until }
     }
 
     fn expired(&self) -> Option<BuqueueError> {
-        (Instant::now() >= *lock(&self.until)).then(|| expired("its visibility timeout ran out"))
+        (Instant::now() >= lock(&self.until).perhaps).then(|| expired("its visibility timeout ran out"))
     }
 
     /// The most that SQS still grants of the twelve hours since the receive.
@@ -206,8 +234,10 @@ impl Delivered {
     /// its repetition has found done.
     async fn settled_by(&self, settling: impl Future<Output = Result<Settled>>) -> Result<()> {
         match settling.await? {
-            Settled::Done => Ok(()),
-            Settled::ByTheFirstOrNot => self.expired().map_or(Ok(()), Err),
+            Settled::ByTheFirstOrNot if Instant::now() >= lock(&self.until).surely => {
+                Err(expired("its receipt no longer counts"))
+            }
+            Settled::Done | Settled::ByTheFirstOrNot => Ok(()),
         }
     }
 
@@ -260,9 +290,11 @@ impl Delivered {
         if let Some(error) = self.expired() {
             return QueueFuture::ready(Err(error));
         }
-        self.settled.store(true, Ordering::Release);
-        lock(&self.session.returns).add(&self.held.id);
-        QueueFuture::pending(self.settled_by(self.session.settler.hide(self.receipt(), Duration::ZERO)))
+        // Begun by the first poll, and not twice when it is dropped before.
+        QueueFuture::pending(async {
+            lock(&self.session.returns).add(&self.held.id);
+            self.settled_by(self.session.settler.hide(self.receipt(), Duration::ZERO)).await
+        })
     }
 }
 
@@ -283,7 +315,6 @@ impl Lease for Delivered {
         if let Some(error) = self.expired() {
             return QueueFuture::ready(Err(error));
         }
-        self.settled.store(true, Ordering::Release);
         QueueFuture::pending(self.settled_by(self.session.settler.delete(self.receipt())))
     }
 
@@ -292,7 +323,6 @@ impl Lease for Delivered {
             return QueueFuture::ready(Err(error));
         }
         self.session.first_failure(&self.held);
-        self.settled.store(true, Ordering::Release);
         QueueFuture::pending(async move {
             let failing = async {
                 if after > self.grantable() { self.send_later(after).await } else { self.hide(after).await }
@@ -317,13 +347,14 @@ impl Lease for Delivered {
             return QueueFuture::ready(Err(BuqueueError::new(ErrorKind::Unsupported, fact)));
         }
         QueueFuture::pending(async move {
-            let asked_at = Instant::now();
+            let end = Instant::now() + by;
+            let extension = lock(&self.until).begin(end);
             // Not less than a second, or it would be given back.
             let hiding = self.session.settler.hide(self.receipt(), by.max(Duration::from_secs(1)));
             if hiding.await? == Settled::ByTheFirstOrNot {
                 return Err(expired("its receipt no longer counts"));
             }
-            *lock(&self.until) = asked_at + by;
+            lock(&self.until).confirm(extension, end);
             Ok(())
         })
     }
@@ -351,4 +382,25 @@ pub(crate) fn expired(fact: &'static str) -> BuqueueError {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that panics runs under these locks.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extension_leaves_two_ends_until_it_is_confirmed() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let ends = |until: &Until| (until.surely, until.perhaps);
+        let mut until = Until { surely: at(30), perhaps: at(30), extensions: 0 };
+        let long = until.begin(at(60));
+        assert_eq!(ends(&until), (at(30), at(60)));
+        let short = until.begin(at(5));
+        assert_eq!(ends(&until), (at(5), at(60)));
+        until.confirm(long, at(60));
+        assert_eq!(ends(&until), (at(5), at(60)), "another is under way");
+        until.confirm(short, at(5));
+        assert_eq!(ends(&until), (at(5), at(5)));
+    }
 }

@@ -26,8 +26,8 @@ const GATHERED: usize = 10 * BATCH;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Settled {
     Done,
-    /// The answer to the first request did not come, and that to its repetition is that the receipt no longer counts:
-    /// because of the first one, or because somebody else has the message.
+    /// The request was repeated, mostly because the answer to the first one did not come, and the answer is that the
+    /// receipt no longer counts: because of the first one, or because somebody else has the message.
     ByTheFirstOrNot,
 }
 
@@ -134,6 +134,14 @@ async fn delete(link: &Link, receipts: &[String]) -> Vec<Result<Settled>> {
 /// The last change of each message. What is sent together is carried out in any order, and an extension whose caller has
 /// left would hide what was given back after it.
 async fn hide_all(link: &Link, changes: &[(String, i32)]) -> Vec<Result<Settled>> {
+    let (kept, place_of_each) = last_of_each(changes);
+    let outcomes = in_order(kept.chunks(BATCH).map(|part| hide(link, part))).await;
+    let of = |place: usize| outcomes[place].as_ref().copied().map_err(BuqueueError::again);
+    place_of_each.into_iter().map(of).collect()
+}
+
+/// The last change of each message, and where among these the one of each change is.
+fn last_of_each(changes: &[(String, i32)]) -> (Vec<&(String, i32)>, Vec<usize>) {
     let mut kept: Vec<&(String, i32)> = Vec::with_capacity(changes.len());
     let mut places: HashMap<&str, usize> = HashMap::with_capacity(changes.len());
     let mut place_of_each = Vec::with_capacity(changes.len());
@@ -145,9 +153,7 @@ async fn hide_all(link: &Link, changes: &[(String, i32)]) -> Vec<Result<Settled>
         }
         place_of_each.push(place);
     }
-    let outcomes = in_order(kept.chunks(BATCH).map(|part| hide(link, part))).await;
-    let of = |place: usize| outcomes[place].as_ref().copied().map_err(BuqueueError::again);
-    place_of_each.into_iter().map(of).collect()
+    (kept, place_of_each)
 }
 
 async fn hide(link: &Link, changes: &[&(String, i32)]) -> Vec<Result<Settled>> {
@@ -204,4 +210,20 @@ async fn settle<T, E>(
 /// With the queue, its messages are gone, and ours with them.
 fn gone(error: BuqueueError) -> BuqueueError {
     if error.kind == ErrorKind::NotFound { expired("the queue is gone") } else { error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_change_of_each_message_counts() {
+        let changes: Vec<(String, i32)> = [("a", 60), ("b", 0), ("a", 0), ("c", 5), ("b", 7)]
+            .map(|(receipt, time)| (receipt.into(), time))
+            .into();
+        let (kept, place_of_each) = last_of_each(&changes);
+        let kept: Vec<(&str, i32)> = kept.iter().map(|(receipt, time)| (receipt.as_str(), *time)).collect();
+        assert_eq!(kept, [("a", 0), ("b", 7), ("c", 5)]);
+        assert_eq!(place_of_each, [0, 1, 0, 2, 1]);
+    }
 }
