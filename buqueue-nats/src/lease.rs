@@ -114,8 +114,8 @@ impl Session {
         }
     }
 
-    /// Waits for the server's word. Settling twice is harmless, so what a broken connection has left open is asked
-    /// once more.
+    /// Waits for the server's word. What a broken connection has left open is asked once more: an ack twice is harmless,
+    /// and a nack of which both arrive costs the message an attempt at worst.
     async fn settled(
         &self,
         began: Began,
@@ -211,16 +211,16 @@ impl Delivered {
         })
     }
 
-    /// The lease, if it has not run out.
-    fn lease(&self) -> Result<MutexGuard<'_, Until>> {
-        let until = lock(&self.until);
-        if Instant::now() < until.lease() { Ok(until) } else { Err(expired("its lease ran out")) }
+    /// Nothing is renewed from now on, also when the lease has run out.
+    fn end(&self) -> Result<()> {
+        let mut until = lock(&self.until);
+        until.settled = true;
+        if Instant::now() < until.lease() { Ok(()) } else { Err(expired("its lease ran out")) }
     }
 
     fn settle(&self, verb: Bytes) -> QueueFuture<'_, Result<()>> {
-        match self.lease() {
-            Ok(mut until) => until.settled = true,
-            Err(error) => return QueueFuture::ready(Err(error)),
+        if let Err(error) = self.end() {
+            return QueueFuture::ready(Err(error));
         }
         self.session.begin(self.held.reply.clone(), verb)
     }
@@ -261,16 +261,17 @@ impl Delivered {
         });
     }
 
-    /// Has asked the server to restart its lease, and waits for the answer; unless the delivery is settled. One that came
-    /// after a nack would put the server's lease in the place of the delay.
+    /// Has asked the server to restart its lease, and waits for the answer; unless the delivery is settled, or the lease
+    /// has ended: then it would be somebody else's. One that came after a nack would put the server's lease in the place
+    /// of the delay.
     fn ask_for_more(&self) -> Option<impl Future<Output = Result<()>> + '_> {
         let requests = &self.session.requests;
         let began = requests.begin();
         let mut asking =
             Box::pin(requests.ask(self.held.reply.clone(), HeaderMap::new(), Bytes::from_static(WPI)));
-        // Handed to the connection before a settle is, or not at all.
+        // Handed to the connection, or standing in line for it, before a settle is, or not at all.
         let until = lock(&self.until);
-        if until.settled {
+        if until.settled || Instant::now() >= until.confirmed {
             return None;
         }
         let answer = unconstrained(asking.as_mut()).now_or_never();
@@ -288,10 +289,12 @@ impl Delivered {
     /// there is a lease to renew.
     fn goes_on_renewing(&self, asked_at: Instant, renewed: bool) -> bool {
         let mut until = lock(&self.until);
-        if renewed {
+        let lasts = until.confirmed > Instant::now();
+        // An answer that comes later may be that to somebody else's lease.
+        if renewed && lasts {
             until.confirmed = until.confirmed.max(asked_at + self.session.own_lease());
         }
-        until.renewing = until.confirmed < until.promised && until.confirmed > Instant::now();
+        until.renewing = lasts && until.confirmed < until.promised;
         until.renewing
     }
 }
@@ -314,12 +317,12 @@ impl Lease for Delivered {
     }
 
     fn release(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
-        self.settle(Bytes::from_static(NAK))
+        QueueFuture::pending(async { self.settle(Bytes::from_static(NAK)).await })
     }
 
     fn extend(&self, _index: u32, by: Duration) -> QueueFuture<'_, Result<()>> {
-        if let Err(error) = self.lease() {
-            return QueueFuture::ready(Err(error));
+        if Instant::now() >= lock(&self.until).lease() {
+            return QueueFuture::ready(Err(expired("its lease ran out")));
         }
         QueueFuture::pending(async move {
             // The server's begins after this.
@@ -340,9 +343,8 @@ impl Lease for Delivered {
     }
 
     fn abandon(&self, _index: u32) {
-        match self.lease() {
-            Ok(mut until) => until.settled = true,
-            Err(_) => return,
+        if self.end().is_err() {
+            return;
         }
         self.session.first_failure(self.held.info.stream_sequence);
         let (session, reply) = (Arc::clone(&self.session), self.held.reply.clone());
