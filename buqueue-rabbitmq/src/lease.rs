@@ -324,8 +324,7 @@ impl Delivered {
         }
         if after.is_zero() && self.session.queue_type == QueueType::Quorum {
             self.session.failures.of(&held.id);
-            self.session.ended_if_closed().await;
-            return held.epoch.requeue(held.tag).await;
+            return self.requeue().await;
         }
         let runtime = self.session.runtime.clone();
         let replacing = runtime.spawn(async move {
@@ -338,6 +337,20 @@ impl Delivered {
             replaced
         });
         replacing.await.unwrap_or_else(|_| Err(expired()))
+    }
+
+    /// Gives it back. Carried to its end even when nobody waits for it, as the wait for a consumer that is closing may be
+    /// given up.
+    async fn requeue(self: Arc<Self>) -> Result<()> {
+        if !self.session.mailbox.wishes().closed {
+            return self.held.epoch.requeue(self.held.tag).await;
+        }
+        let runtime = self.session.runtime.clone();
+        let requeuing = runtime.spawn(async move {
+            self.session.ended_if_closed().await;
+            self.held.epoch.requeue(self.held.tag).await
+        });
+        requeuing.await.unwrap_or_else(|_| Err(expired()))
     }
 
     /// Puts a copy with the count into the queue, at once.
@@ -389,9 +402,13 @@ impl Lease for Delivered {
     }
 
     fn release(&self, _index: u32) -> QueueFuture<'_, Result<()>> {
-        QueueFuture::pending(async {
-            self.session.ended_if_closed().await;
-            self.held.epoch.requeue(self.held.tag).await
+        // Whoever calls this holds it.
+        let own = self.own.upgrade();
+        QueueFuture::pending(async move {
+            match own {
+                Some(own) => own.requeue().await,
+                None => Err(expired()),
+            }
         })
     }
 
