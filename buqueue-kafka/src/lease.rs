@@ -32,6 +32,12 @@ impl Delivered {
         }
     }
 
+    /// In the place of [`settled`](Self::settled): it counts as handed out until this is dropped.
+    fn settled_later(&self) -> Option<HandedOut> {
+        let is_first = !self.settled.swap(true, Ordering::AcqRel);
+        is_first.then(|| HandedOut(Arc::clone(&self.session)))
+    }
+
     fn again(&self, counted: bool) -> Result<()> {
         let outcome = self.session.again(&self.held, counted);
         self.settled();
@@ -40,9 +46,12 @@ impl Delivered {
 
     /// A copy waits, and when it is accepted the original is done.
     async fn later(&self, after: Duration) -> Result<()> {
-        let (session, held) = (Arc::clone(&self.session), self.held.clone());
+        let (session, held, handed_out) =
+            (Arc::clone(&self.session), self.held.clone(), self.settled_later());
         // Once begun it is brought to its end, or there would be two of it.
         let moving = self.session.runtime.spawn(async move {
+            // A consumer that closes waits for it, whether somebody else does or not.
+            let _handed_out = handed_out;
             session.check(held.place)?;
             let story = Story {
                 failures: held.delivery_count(),
@@ -59,13 +68,11 @@ impl Delivered {
             }
             session.finish(held.place)
         });
-        let moved = match moving.await {
+        match moving.await {
             Ok(moved) => moved,
             // Its runtime has ended, and nothing was begun, or nobody knows how far it came: better twice than never.
             Err(_) => self.session.again(&self.held, true).and(Err(error::lost("nack_after"))),
-        };
-        self.settled();
-        moved
+        }
     }
 }
 
@@ -115,5 +122,14 @@ impl Lease for Delivered {
 impl Drop for Delivered {
     fn drop(&mut self) {
         self.settled();
+    }
+}
+
+/// A message that is out of the consumer's hands, and not settled.
+struct HandedOut(Arc<Session>);
+
+impl Drop for HandedOut {
+    fn drop(&mut self) {
+        self.0.came_back();
     }
 }
