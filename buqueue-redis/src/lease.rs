@@ -52,6 +52,15 @@ struct Ack {
     id: Id,
     /// The lease was extended: the holds may have it.
     extended: bool,
+    /// When the lease ends that was not extended.
+    until: Instant,
+}
+
+impl Ack {
+    /// A repeated ack finds that the message is not ours: as long as the lease lasts, that was the first one's work.
+    fn was_done_before(self) -> bool {
+        self.extended || Instant::now() < self.until
+    }
 }
 
 /// What one caller acks together.
@@ -211,12 +220,13 @@ impl Flusher {
                 return;
             }
         };
-        if tried_before || matches!(reply, Value::Int(_)) {
+        if matches!(reply, Value::Int(_)) {
             return;
         }
         let each = if let Value::Array(each) = &reply { each.as_slice() } else { &[] };
         for (at, &(item, ack)) in part.iter().enumerate() {
-            if each.get(at).and_then(convert::number) != Some(1) {
+            let is_done = each.get(at).and_then(convert::number) == Some(1);
+            if !(is_done || tried_before && ack.was_done_before()) {
                 outcomes[item] = Err(lost(ack.id));
             }
         }
@@ -261,7 +271,12 @@ impl Batch {
 
     fn to_ack(&self, index: u32) -> Ack {
         let held = self.held(index);
-        Ack { source: held.entry.source, id: held.entry.id, extended: held.extended.load(Ordering::Relaxed) }
+        Ack {
+            source: held.entry.source,
+            id: held.entry.id,
+            extended: held.extended.load(Ordering::Relaxed),
+            until: held.read_at + self.session.pending_timeout,
+        }
     }
 }
 
