@@ -100,11 +100,11 @@ pub trait Harness: Sized + Send + Sync + 'static {
     /// Every field of `setup` is to be honoured as far as the backend has the notion.
     fn builder(&self, setup: &Setup) -> QueueBuilder<Self::Backend>;
 
-    /// A short lease for the cases that wait for one to run out. Default: 1.5 s; say more where the broker counts
-    /// in whole seconds.
+    /// A short lease for the cases that wait for one to run out. Default: 2.5 s. Say more where the broker
+    /// takes its time; with less, a machine that does much else lets leases run out that a case is still using.
     #[must_use]
     fn lease(&self) -> Duration {
-        Duration::from_millis(1500)
+        Duration::from_millis(2500)
     }
 
     /// A short deduplication window, for the case that waits for its end; `None` where it cannot be chosen. The

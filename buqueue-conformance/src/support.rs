@@ -51,8 +51,13 @@ pub fn eventually(
     let caller = Location::caller();
     async move {
         let deadline = Instant::now() + limit;
-        while !ask().await {
-            assert!(Instant::now() < deadline, "{what}: not within {limit:?} ({caller})");
+        loop {
+            // One answer may take all the time there is, and be the last before a yes.
+            let in_time = Instant::now() < deadline;
+            if ask().await {
+                return;
+            }
+            assert!(in_time, "{what}: not within {limit:?} ({caller})");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -73,6 +78,19 @@ pub fn receive_within<C: QueueConsumer + ?Sized>(
     let caller = Location::caller();
     let receiving = within(limit, "receive", consumer.receive());
     async move { receiving.await.unwrap_or_else(|error| panic!("receive: {error:?} ({caller})")) }
+}
+
+/// What is visible now, soon. An error that passes by itself is nothing visible: this call does not wait for that.
+#[track_caller]
+pub fn look<C: QueueConsumer + ?Sized>(consumer: &mut C) -> impl Future<Output = Option<Delivery>> {
+    let caller = Location::caller();
+    let looking = within(SOON, "try_receive", consumer.try_receive());
+    async move {
+        looking.await.unwrap_or_else(|error| {
+            assert!(error.is_transient(), "try_receive: {error:?} ({caller})");
+            None
+        })
+    }
 }
 
 /// Waits for `time` and expects that nothing is received.

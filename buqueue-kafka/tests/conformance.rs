@@ -99,11 +99,7 @@ impl Harness for Broker {
             return builder.response_timeout(Duration::from_millis(1500));
         }
         // A broker that has just started takes long for its first groups on a loaded machine.
-        builder.connection_timeout(Duration::from_secs(30))
-    }
-
-    fn lease(&self) -> Duration {
-        Duration::from_millis(700)
+        builder.connection_timeout(Duration::from_secs(30)).response_timeout(Duration::from_secs(10))
     }
 
     fn broker_addr(&self) -> Hook<SocketAddr> {

@@ -29,7 +29,7 @@ impl Harness for Memory {
     }
 
     fn lease(&self) -> Duration {
-        Duration::from_millis(700)
+        Duration::from_millis(1500)
     }
 
     fn deduplication_window(&self) -> Option<Duration> {

@@ -17,6 +17,9 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOpti
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
+/// How long an answer may take where nothing breaks, and only the machine is slow.
+const SLOW: Duration = Duration::from_secs(10);
+
 /// One broker, and quorum queues.
 struct Quorum(Broker);
 /// The same broker, and classic queues.
@@ -165,7 +168,10 @@ macro_rules! harness {
 
             fn builder(&self, setup: &Setup) -> QueueBuilder<RabbitMqBackend> {
                 // A limit that a test can reach.
-                RabbitMqBackend::builder(self.0.config(setup, $queue_type)).max_payload(4 * 1024 * 1024)
+                let builder = RabbitMqBackend::builder(self.0.config(setup, $queue_type));
+                let builder = builder.max_payload(4 * 1024 * 1024);
+                // What a proxy holds up is noticed soon.
+                if setup.via.is_some() { builder } else { builder.request_timeout(SLOW) }
             }
 
             fn keeps(&self, case: &str) -> Hook<()> {

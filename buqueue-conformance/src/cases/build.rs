@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use buqueue_core::{DlqConfig, ErrorKind, Feature, Support};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 use tokio::time::Instant;
 
 use crate::support::{SOON, ack, nothing_for, numbered, receive, send, send_all, sorted, take, text, within};
 use crate::{Ctx, Excluded, Harness, Outcome};
 
 /// The default connection timeout of 10 s, and room for a loaded machine.
-const CONNECT: Duration = Duration::from_secs(14);
+const CONNECT: Duration = Duration::from_secs(25);
 
 /// A pair sends and receives.
 pub async fn pair_works<H: Harness>(cx: &Ctx<H>) -> Outcome {
@@ -26,9 +26,10 @@ pub async fn pair_works<H: Harness>(cx: &Ctx<H>) -> Outcome {
 /// Nobody listens at the address.
 pub async fn unreachable_broker_is_connection_lost<H: Harness>(cx: &Ctx<H>) -> Outcome {
     cx.harness().broker_addr()?;
-    // A port that was free a moment ago.
-    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
-    let setup = cx.setup().via(closed);
+    // Taken for as long as this lasts, so that nobody comes to listen there.
+    let taken = TcpSocket::new_v4().unwrap();
+    taken.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let setup = cx.setup().via(taken.local_addr().unwrap());
     let producer = within(CONNECT, "build_producer", cx.builder(&setup).build_producer()).await;
     assert_eq!(producer.unwrap_err().kind, ErrorKind::ConnectionLost);
     let consumer = within(CONNECT, "build_consumer", cx.builder(&setup).build_consumer()).await;

@@ -6,7 +6,7 @@ use buqueue_core::Message;
 use chrono::{TimeDelta, Utc};
 use futures_util::future::join_all;
 
-use crate::support::{SOON, ack, nothing_for, receive, send, send_all, sorted, take, within};
+use crate::support::{SOON, ack, look, nothing_for, receive, send, send_all, sorted, take, within};
 use crate::{Ctx, Excluded, Harness, Outcome};
 
 const QUIET: Duration = Duration::from_millis(300);
@@ -128,7 +128,7 @@ pub async fn window_ends<H: Harness>(cx: &Ctx<H>) -> Outcome {
     crate::support::eventually(4 * window + SOON, "the id is free again", async || {
         send(&producer, with_id("m", "a")).await;
         tokio::time::sleep(window / 4).await;
-        match consumer.try_receive().await.unwrap() {
+        match look(&mut consumer).await {
             None => false,
             Some(delivery) => {
                 ack(delivery).await;

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::support::{SOON, ack, nack, nothing_for, numbered, receive, send, send_all, sorted, take, text};
+use crate::support::{
+    SOON, ack, look, nack, nothing_for, numbered, receive, send, send_all, sorted, take, text,
+};
 use crate::{Ctx, Harness, Outcome};
 
 /// Each group gets each message.
@@ -31,9 +33,9 @@ pub async fn members_share<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let producer = cx.producer(&setup).await;
     send_all(&producer, numbered("m", 40)).await;
     let mut seen = Vec::new();
-    crate::support::eventually(SOON, "40 messages for the team", async || {
+    crate::support::eventually(4 * SOON, "40 messages for the team", async || {
         for member in &mut members {
-            if let Some(delivery) = member.try_receive().await.unwrap() {
+            if let Some(delivery) = look(member).await {
                 seen.push(text(&delivery));
                 ack(delivery).await;
             }

@@ -7,7 +7,7 @@ use buqueue_core::Message;
 use chrono::{TimeDelta, Utc};
 
 use crate::support::{
-    LATE, SOON, ack, eventually, nothing_for, numbered, receive, receive_within, send, send_all, text,
+    LATE, SOON, ack, eventually, look, nothing_for, numbered, receive, receive_within, send, send_all, text,
 };
 use crate::worker::Job;
 use crate::{Ctx, Harness, Outcome};
@@ -82,7 +82,8 @@ pub async fn killed_producer_loses_nothing<H: Harness>(cx: &Ctx<H>) -> Outcome {
 
 /// Fifty processes, each killed while its handler holds a message; every message is handled in the end.
 pub async fn fifty_kills_lose_nothing<H: Harness>(cx: &Ctx<H>) -> Outcome {
-    let setup = cx.leased();
+    // Where the next one waits for that, fifty times.
+    let setup = cx.setup().lease(Duration::from_secs(1));
     let (producer, consumer) = cx.pair_on(&setup).await;
     drop(consumer);
     let mut open: BTreeSet<String> = numbered("m", 60).into_iter().collect();
@@ -95,7 +96,7 @@ pub async fn fifty_kills_lose_nothing<H: Harness>(cx: &Ctx<H>) -> Outcome {
     }
     let mut consumer = cx.consumer(&setup).await;
     eventually(setup.lease + 2 * SOON, "every message is handled", async || {
-        while let Some(delivery) = consumer.try_receive().await.unwrap() {
+        while let Some(delivery) = look(&mut consumer).await {
             open.remove(&text(&delivery));
             ack(delivery).await;
         }
@@ -125,7 +126,7 @@ pub async fn killed_consumers_lose_nothing<H: Harness>(cx: &Ctx<H>) -> Outcome {
     }
     let mut consumer = cx.consumer(&setup).await;
     eventually(setup.lease + 2 * SOON, "the rest is handled", async || {
-        while let Some(delivery) = consumer.try_receive().await.unwrap() {
+        while let Some(delivery) = look(&mut consumer).await {
             open.remove(&text(&delivery));
             ack(delivery).await;
         }

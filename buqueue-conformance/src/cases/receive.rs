@@ -7,21 +7,26 @@ use buqueue_core::{Delivery, ErrorKind, Message};
 use tokio::time::Instant;
 
 use crate::support::{
-    LATE, SOON, ack, eventually, nack, nothing_for, numbered, receive, receive_within, send, send_all,
+    LATE, SOON, ack, eventually, look, nack, nothing_for, numbered, receive, receive_within, send, send_all,
     sorted, take, text, within,
 };
 use crate::{Ctx, Foreign, Harness, Outcome, Setup};
 
-/// What should be prompt, on a loaded machine.
+/// What should be prompt.
 const PROMPT: Duration = Duration::from_secs(1);
 
 /// Nothing there: `None`, at once, each time.
 pub async fn try_receive_on_empty_is_prompt<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, mut consumer) = cx.pair().await;
-    for _ in 0..3 {
-        let found = within(PROMPT, "try_receive on an empty queue", consumer.try_receive()).await.unwrap();
-        assert!(found.is_none());
+    // The fastest of five: any of them may have met a machine, or a broker, that does something else.
+    let mut fastest = Duration::MAX;
+    for _ in 0..5 {
+        let start = Instant::now();
+        let found = look(&mut consumer).await;
+        assert!(found.is_none(), "{found:?}");
+        fastest = fastest.min(start.elapsed());
     }
+    assert!(fastest < PROMPT, "{fastest:?}");
     send(&producer, "m").await;
     assert_eq!(take(&mut consumer, 1).await, ["m"]);
     Ok(())
@@ -33,7 +38,7 @@ pub async fn try_receive_finds_a_message<H: Harness>(cx: &Ctx<H>) -> Outcome {
     send(&producer, "m").await;
     let deadline = Instant::now() + SOON;
     loop {
-        if let Some(delivery) = within(PROMPT, "try_receive", consumer.try_receive()).await.unwrap() {
+        if let Some(delivery) = look(&mut consumer).await {
             ack(delivery).await;
             return Ok(());
         }
@@ -48,7 +53,7 @@ pub async fn try_receive_finds_a_nacked_message<H: Harness>(cx: &Ctx<H>) -> Outc
     nack(receive(&mut consumer).await).await;
     let deadline = Instant::now() + SOON;
     loop {
-        if let Some(delivery) = within(PROMPT, "try_receive", consumer.try_receive()).await.unwrap() {
+        if let Some(delivery) = look(&mut consumer).await {
             assert_eq!(delivery.delivery_count(), 2);
             ack(delivery).await;
             return Ok(());
@@ -87,7 +92,7 @@ async fn wakes_after<H: Harness>(cx: &Ctx<H>, idle: Duration) -> Outcome {
 /// A batch of at most nothing is an error, not a hang.
 pub async fn receive_batch_of_zero_is_an_error<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, mut consumer) = cx.pair().await;
-    let error = within(PROMPT, "receive_batch(0)", consumer.receive_batch(0)).await.unwrap_err();
+    let error = within(SOON, "receive_batch(0)", consumer.receive_batch(0)).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::InvalidConfig);
     send(&producer, "m").await;
     assert_eq!(take(&mut consumer, 1).await, ["m"]);
@@ -138,14 +143,14 @@ pub async fn ways_to_receive_can_be_mixed<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, mut consumer) = cx.pair().await;
     send_all(&producer, numbered("m", 30)).await;
     let mut received = BTreeSet::new();
-    let deadline = Instant::now() + SOON;
+    let deadline = Instant::now() + 4 * SOON;
     while received.len() < 30 {
         assert!(Instant::now() < deadline, "{} of 30 received", received.len());
         for delivery in within(SOON, "receive_batch", consumer.receive_batch(3)).await.unwrap() {
             received.insert(text(&delivery));
             ack(delivery).await;
         }
-        if let Some(delivery) = within(SOON, "try_receive", consumer.try_receive()).await.unwrap() {
+        if let Some(delivery) = look(&mut consumer).await {
             received.insert(text(&delivery));
             ack(delivery).await;
         }
@@ -182,11 +187,11 @@ pub async fn consumers_share<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let producer = cx.producer(&setup).await;
     send_all(&producer, numbered("m", 150)).await;
     let mut received = Vec::new();
-    let deadline = Instant::now() + 2 * SOON;
+    let deadline = Instant::now() + 4 * SOON;
     while received.len() < 150 {
         assert!(Instant::now() < deadline, "{} of 150 received", received.len());
         for consumer in &mut consumers {
-            if let Some(delivery) = consumer.try_receive().await.unwrap() {
+            if let Some(delivery) = look(consumer).await {
                 assert_eq!(delivery.delivery_count(), 1);
                 received.push(text(&delivery));
                 ack(delivery).await;
@@ -279,7 +284,7 @@ pub async fn consumer_may_leave_and_return<H: Harness>(cx: &Ctx<H>) -> Outcome {
         send_all(&producer, [Message::new(format!("a-{round}")), Message::new(format!("b-{round}"))]).await;
         let mut both = Vec::new();
         eventually(SOON, "two messages a round", async || {
-            if let Some(delivery) = consumer.try_receive().await.unwrap() {
+            if let Some(delivery) = look(&mut consumer).await {
                 both.push(text(&delivery));
                 ack(delivery).await;
             }

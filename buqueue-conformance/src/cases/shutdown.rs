@@ -256,7 +256,7 @@ pub async fn silent_broker_does_not_hold_it_up<H: Harness>(cx: &Ctx<H>) -> Outco
     send_all(&producer, numbered("m", 20)).await;
     let held = receive(&mut consumer).await;
     proxy.stall();
-    within(SOON, "shutdown", consumer.shutdown_handle().shutdown()).await;
+    within(2 * SOON, "shutdown", consumer.shutdown_handle().shutdown()).await;
     proxy.resume();
     drop(held);
     Ok(())
