@@ -358,7 +358,8 @@ mod tests {
             let asked = Instant::now();
             let error = stats.count().await.unwrap_err();
             assert!(error.is_transient(), "{error:?}");
-            assert!(asked.elapsed() < Duration::from_secs(3), "{:?}", asked.elapsed());
+            // The default is ten seconds.
+            assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
         }
     }
 

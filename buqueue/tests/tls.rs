@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use buqueue::QueueBuilder;
 use buqueue::driver::Backend;
-use buqueue::kafka::{KafkaBackend, KafkaConfig, KafkaSecurity, KafkaTls};
+use buqueue::kafka::{KafkaBackend, KafkaBuilderExt, KafkaConfig, KafkaSecurity, KafkaTls};
 use buqueue::nats::{JetStreamConfig, NatsBackend, NatsBuilderExt, NatsConfig};
 use buqueue::prelude::*;
 use buqueue::rabbitmq::{RabbitMqBackend, RabbitMqBuilderExt, RabbitMqConfig};
@@ -36,7 +36,7 @@ fn server(backend: &str) -> Option<(String, String)> {
 async fn over<B: Backend>(builder: QueueBuilder<B>) {
     let (producer, mut consumer) = builder.build_pair().await.unwrap();
     producer.send(Message::new("over TLS")).await.unwrap();
-    let receiving = tokio::time::timeout(Duration::from_secs(20), consumer.receive());
+    let receiving = tokio::time::timeout(Duration::from_secs(40), consumer.receive());
     let delivery = receiving.await.unwrap().unwrap();
     assert_eq!(delivery.payload(), "over TLS");
     delivery.ack().await.unwrap();
@@ -63,7 +63,8 @@ async fn every_client_speaks_tls_in_one_binary() {
             security: KafkaSecurity { tls, sasl: None },
             ..KafkaConfig::default()
         };
-        over(KafkaBackend::builder(config)).await;
+        // A broker that has just started takes long for its first groups on a loaded machine.
+        over(KafkaBackend::builder(config).connection_timeout(Duration::from_secs(30))).await;
     }
     if let Some((url, authority)) = server("RABBITMQ") {
         let config = RabbitMqConfig { url, queue: name.clone(), ..RabbitMqConfig::default() };
@@ -83,8 +84,9 @@ async fn sqs_greets() {
     let queue_url = format!("https://{}/000000000000/orders", listener.local_addr().unwrap());
     let builder = SqsBackend::builder(SqsConfig { queue_url, ..SqsConfig::default() })
         .credentials_provider(Credentials::new("test", "test", None, None, "tests"))
-        .connection_timeout(Duration::from_secs(2));
-    let greeted = async {
+        .connection_timeout(Duration::from_secs(10));
+    // The listener ends with it: whoever tries again is refused at once.
+    let greeted = async move {
         let (mut connection, _) = listener.accept().await.unwrap();
         let mut record = [0; 6];
         connection.read_exact(&mut record).await.unwrap();

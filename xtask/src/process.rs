@@ -141,7 +141,8 @@ impl Run {
                 }
             }
             let group = format!("-{}", known.pid);
-            let deadline = Instant::now() + Duration::from_secs(5);
+            // One that waits for its disk ends when that has answered.
+            let deadline = Instant::now() + Duration::from_secs(60);
             loop {
                 // Also after a polite end: helpers of the process may be left in its group. And again
                 // until it is gone: one that has only just been started may have no group yet.
