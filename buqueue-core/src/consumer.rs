@@ -403,9 +403,15 @@ impl<B: Backend> Consumer<B> {
         self.shared.close().await;
         let Self { inbox, shared, .. } = self;
         let all = async {
-            // Out of the inbox first: a release goes on when nobody waits for it, and must not be begun twice.
-            while let Some(received) = inbox.pop() {
-                if let Err(error) = received.lease.release(received.index).await {
+            while let Some(Received { lease, index, .. }) = inbox.pop() {
+                let ready = lease.release(index).into_ready().ok();
+                let released = match ready {
+                    Some(released) => released,
+                    // Out of the inbox, and so carried out although nobody may wait for it any more. A runtime that has
+                    // ended leaves it to the lease.
+                    None => tokio::spawn(async move { lease.release(index).await }).await.unwrap_or(Ok(())),
+                };
+                if let Err(error) = released {
                     shared.scope.close_failed(&error);
                 }
             }

@@ -256,7 +256,7 @@ pub trait Lease: Send + Sync + 'static {
     /// The message was never handed to the user: it is visible again at once, not counted where the broker allows.
     ///
     /// # Behavior
-    /// - Either ready, or begun by the first poll and not before. Then it happens even when the future is dropped.
+    /// - Either ready, or begun by the first poll and not before: core may ask twice, and poll once.
     fn release(&self, index: u32) -> QueueFuture<'_, Result<()>> {
         self.nack(index, Duration::ZERO)
     }
@@ -266,8 +266,9 @@ pub trait Lease: Send + Sync + 'static {
     ///
     /// # Behavior
     /// - What settles the message afterwards has the last word, also when this future was dropped midway: an extension
-    ///   that arrives after a nack would hide a message that nobody has. Nor does a settle come too late for a lease
-    ///   that was extended, although nobody waited to hear of it.
+    ///   that arrives after a nack would hide a message that nobody has.
+    /// - A lease that was extended, although nobody waited to hear of it, ends later. What settles the message in the
+    ///   meantime is carried out; or it is refused, and the message is back within an ordinary lease.
     fn extend(&self, index: u32, by: Duration) -> QueueFuture<'_, Result<()>>;
 
     /// The delivery was dropped unsettled: nack it in the background, or leave it to the time limit.
