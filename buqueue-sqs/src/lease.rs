@@ -192,20 +192,39 @@ struct Until {
     extensions: u32,
 }
 
+/// An extension that was begun, and how it was before.
+struct Extension {
+    end: Instant,
+    before: Until,
+}
+
 impl Until {
-    /// An extension to `end` is begun; its number.
-    fn begin(&mut self, end: Instant) -> u32 {
+    fn begin(&mut self, end: Instant) -> Extension {
+        let before = *self;
         self.surely = self.surely.min(end);
         self.perhaps = self.perhaps.max(end);
         self.extensions += 1;
-        self.extensions
+        Extension { end, before }
     }
 
-    /// SQS has confirmed it. Another that was begun since leaves it open.
-    fn confirm(&mut self, extension: u32, end: Instant) {
-        if extension == self.extensions {
-            (self.surely, self.perhaps) = (end, end);
+    /// What SQS has said of it. Another that was begun since leaves it open.
+    fn end(&mut self, extension: &Extension, outcome: &Result<Settled>) {
+        if self.extensions != extension.before.extensions + 1 {
+            return;
         }
+        (self.surely, self.perhaps) = match outcome {
+            Ok(Settled::Done) => (extension.end, extension.end),
+            // Nobody knows.
+            Err(error) if matches!(error.kind, ErrorKind::Timeout | ErrorKind::ConnectionLost) => return,
+            Err(error) if error.kind != ErrorKind::LeaseExpired => {
+                (extension.before.surely, extension.before.perhaps)
+            }
+            // It is ours no longer.
+            Ok(Settled::ByTheFirstOrNot) | Err(_) => {
+                let now = Instant::now();
+                (self.surely.min(now), self.perhaps.min(now))
+            }
+        };
     }
 }
 
@@ -347,15 +366,19 @@ impl Lease for Delivered {
             return QueueFuture::ready(Err(BuqueueError::new(ErrorKind::Unsupported, fact)));
         }
         QueueFuture::pending(async move {
-            let end = Instant::now() + by;
-            let extension = lock(&self.until).begin(end);
-            // Not less than a second, or it would be given back.
-            let hiding = self.session.settler.hide(self.receipt(), by.max(Duration::from_secs(1)));
-            if hiding.await? == Settled::ByTheFirstOrNot {
-                return Err(expired("its receipt no longer counts"));
+            let (extension, hiding) = {
+                // In the order in which SQS hears of them.
+                let mut until = lock(&self.until);
+                let extension = until.begin(Instant::now() + by);
+                // Not less than a second, or it would be given back.
+                (extension, self.session.settler.hide(self.receipt(), by.max(Duration::from_secs(1))))
+            };
+            let outcome = hiding.await;
+            lock(&self.until).end(&extension, &outcome);
+            match outcome? {
+                Settled::Done => Ok(()),
+                Settled::ByTheFirstOrNot => Err(expired("its receipt no longer counts")),
             }
-            lock(&self.until).confirm(extension, end);
-            Ok(())
         })
     }
 
@@ -389,18 +412,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_extension_leaves_two_ends_until_it_is_confirmed() {
+    fn an_extension_leaves_two_ends_until_it_is_answered() {
         let now = Instant::now();
         let at = |seconds| now + Duration::from_secs(seconds);
         let ends = |until: &Until| (until.surely, until.perhaps);
+        let refused = |kind| Err(BuqueueError::new(kind, "as told"));
         let mut until = Until { surely: at(30), perhaps: at(30), extensions: 0 };
         let long = until.begin(at(60));
         assert_eq!(ends(&until), (at(30), at(60)));
         let short = until.begin(at(5));
         assert_eq!(ends(&until), (at(5), at(60)));
-        until.confirm(long, at(60));
+        until.end(&long, &Ok(Settled::Done));
         assert_eq!(ends(&until), (at(5), at(60)), "another is under way");
-        until.confirm(short, at(5));
+        until.end(&short, &Ok(Settled::Done));
         assert_eq!(ends(&until), (at(5), at(5)));
+        let throttled = until.begin(at(60));
+        until.end(&throttled, &refused(ErrorKind::Throttled));
+        assert_eq!(ends(&until), (at(5), at(5)), "it was not carried out");
+        let unanswered = until.begin(at(60));
+        until.end(&unanswered, &refused(ErrorKind::Timeout));
+        assert_eq!(ends(&until), (at(5), at(60)));
+        let late = until.begin(at(90));
+        until.end(&late, &refused(ErrorKind::LeaseExpired));
+        assert!(until.surely <= Instant::now() && until.perhaps <= Instant::now());
     }
 }

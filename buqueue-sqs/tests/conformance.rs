@@ -163,9 +163,13 @@ impl Service {
             "dedup::schedules_as_well" if fifo => {
                 Err(Excluded::new("SQS deduplicates a scheduled message when it is due, not when it is sent"))
             }
-            "ack::extend_keeps_it_away" if fifo && self.set_up == LOCALSTACK => Err(Excluded::new(
-                "LocalStack measures a FIFO queue's receipts from the receive, and forgets that they were extended",
-            )),
+            "ack::extend_keeps_it_away" | "cancel::extended_unawares"
+                if fifo && self.set_up == LOCALSTACK =>
+            {
+                Err(Excluded::new(
+                    "LocalStack measures a FIFO queue's receipts from the receive, and forgets that they were extended",
+                ))
+            }
             _ => Ok(()),
         }
     }
