@@ -270,8 +270,10 @@ impl Delivered {
         let mut asking =
             Box::pin(requests.ask(self.held.reply.clone(), HeaderMap::new(), Bytes::from_static(WPI)));
         // Handed to the connection, or standing in line for it, before a settle is, or not at all.
-        let until = lock(&self.until);
+        let mut until = lock(&self.until);
         if until.settled || Instant::now() >= until.confirmed {
+            // An extension that is under way begins anew.
+            until.renewing = false;
             return None;
         }
         let answer = unconstrained(asking.as_mut()).now_or_never();
@@ -330,6 +332,10 @@ impl Lease for Delivered {
             self.session.settle(self.held.reply.clone(), Bytes::from_static(WPI)).await?;
             let by = by.min(LONGEST);
             let mut until = lock(&self.until);
+            if Instant::now() >= until.lease() {
+                // It may be somebody else's lease that was restarted.
+                return Err(expired("its lease ran out"));
+            }
             // The server restarts the whole of its lease; a shorter one cannot be asked for.
             until.confirmed = asked_at + self.session.own_lease();
             until.promised = until.confirmed.max(asked_at + by);
