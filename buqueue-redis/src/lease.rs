@@ -45,9 +45,9 @@ impl fmt::Debug for Session {
     }
 }
 
-/// One id to ack.
+/// One entry to settle.
 #[derive(Debug, Clone, Copy)]
-struct Ack {
+struct ToSettle {
     source: Source,
     id: Id,
     /// The lease was extended: the holds may have it.
@@ -56,8 +56,8 @@ struct Ack {
     until: Instant,
 }
 
-impl Ack {
-    /// A repeated ack finds that the message is not ours: as long as the lease lasts, that was the first one's work.
+impl ToSettle {
+    /// A repeated settle finds that the message is not ours: as long as the lease lasts, that was the first one's work.
     fn was_done_before(self) -> bool {
         self.extended || Instant::now() < self.until
     }
@@ -66,12 +66,12 @@ impl Ack {
 /// What one caller acks together.
 #[derive(Debug)]
 enum Acks {
-    One(Ack),
-    Many(Vec<Ack>),
+    One(ToSettle),
+    Many(Vec<ToSettle>),
 }
 
 impl Acks {
-    fn all(&self) -> &[Ack] {
+    fn all(&self) -> &[ToSettle] {
         match self {
             Self::One(ack) => std::slice::from_ref(ack),
             Self::Many(acks) => acks,
@@ -102,13 +102,14 @@ impl Session {
     }
 
     /// Puts pending entries of one stream back, in order. `counts`: the attempt has failed, else it never was one.
-    /// Tells which were still ours.
+    /// Tells which were still ours; where a first try may have done it, all of them, `until` their lease ends.
     pub(crate) async fn again(
         &self,
         source: Source,
         ids: &[Id],
         counts: bool,
         after: Duration,
+        until: Option<Instant>,
     ) -> Result<Vec<bool>> {
         let ids: Vec<String> = ids.iter().map(|&id| text(id)).collect();
         let keys = &self.keys;
@@ -121,11 +122,14 @@ impl Session {
         let (reply, tried_before) =
             settle(&self.commands, &scripts::AGAIN, arguments).await.map_err(|error| self.fail(&error))?;
         let Value::Array(outcomes) = reply else { return Err(self.fail(&error::unexpected("EVALSHA"))) };
-        Ok(outcomes.iter().map(|outcome| tried_before || convert::number(outcome) == Some(1)).collect())
+        let done_before = tried_before && until.is_none_or(|until| Instant::now() < until);
+        Ok(outcomes.iter().map(|outcome| done_before || convert::number(outcome) == Some(1)).collect())
     }
 
-    async fn nack(&self, source: Source, id: Id, counts: bool, after: Duration) -> Result<()> {
-        match self.again(source, &[id], counts, after).await?.first() {
+    async fn nack(&self, ack: ToSettle, counts: bool, after: Duration) -> Result<()> {
+        let ToSettle { source, id, extended, until } = ack;
+        let until = (!extended).then_some(until);
+        match self.again(source, &[id], counts, after, until).await?.first() {
             Some(true) => Ok(()),
             _ => Err(lost(id)),
         }
@@ -175,7 +179,7 @@ impl Flusher {
     async fn flush(&self, items: Vec<Acks>) -> Vec<Result<()>> {
         let mut outcomes: Vec<Result<()>> = Vec::with_capacity(items.len());
         outcomes.resize_with(items.len(), || Ok(()));
-        let mut all: Vec<(usize, Ack)> = Vec::with_capacity(items.len());
+        let mut all: Vec<(usize, ToSettle)> = Vec::with_capacity(items.len());
         for (item, acks) in items.iter().enumerate() {
             all.extend(acks.all().iter().map(|&ack| (item, ack)));
         }
@@ -187,7 +191,7 @@ impl Flusher {
         for source in [Source::Stream, Source::Retry] {
             for extended in [false, true] {
                 let alike = all.iter().filter(|(_, ack)| ack.source == source && ack.extended == extended);
-                let alike: Vec<(usize, Ack)> = alike.copied().collect();
+                let alike: Vec<(usize, ToSettle)> = alike.copied().collect();
                 self.ack_alike(&alike, &mut outcomes).await;
             }
         }
@@ -195,14 +199,14 @@ impl Flusher {
     }
 
     /// Acks what is of one stream, and extended or not.
-    async fn ack_alike(&self, alike: &[(usize, Ack)], outcomes: &mut [Result<()>]) {
+    async fn ack_alike(&self, alike: &[(usize, ToSettle)], outcomes: &mut [Result<()>]) {
         for part in alike.chunks(ACKS_PER_CALL) {
             self.ack(part, outcomes).await;
         }
     }
 
-    async fn ack(&self, part: &[(usize, Ack)], outcomes: &mut [Result<()>]) {
-        let Some(&(_, Ack { source, extended, .. })) = part.first() else { return };
+    async fn ack(&self, part: &[(usize, ToSettle)], outcomes: &mut [Result<()>]) {
+        let Some(&(_, ToSettle { source, extended, .. })) = part.first() else { return };
         let arguments = |cmd: &mut Cmd| {
             cmd.arg(2).arg(self.keys.of(source)).arg(&self.keys.holds).arg(&*self.group);
             cmd.arg(flag(source == Source::Stream)).arg(flag(extended));
@@ -269,9 +273,9 @@ impl Batch {
         &self.entries[index as usize]
     }
 
-    fn to_ack(&self, index: u32) -> Ack {
+    fn to_settle(&self, index: u32) -> ToSettle {
         let held = self.held(index);
-        Ack {
+        ToSettle {
             source: held.entry.source,
             id: held.entry.id,
             extended: held.extended.load(Ordering::Relaxed),
@@ -290,22 +294,20 @@ impl Lease for Batch {
     }
 
     fn ack(&self, index: u32) -> QueueFuture<'_, Result<()>> {
-        QueueFuture::pending(self.session.acks.submit(Acks::One(self.to_ack(index))))
+        QueueFuture::pending(self.session.acks.submit(Acks::One(self.to_settle(index))))
     }
 
     fn ack_many<'a>(&'a self, indexes: &'a [u32]) -> QueueFuture<'a, Result<()>> {
-        let acks = indexes.iter().map(|&index| self.to_ack(index)).collect();
+        let acks = indexes.iter().map(|&index| self.to_settle(index)).collect();
         QueueFuture::pending(self.session.acks.submit(Acks::Many(acks)))
     }
 
     fn nack(&self, index: u32, after: Duration) -> QueueFuture<'_, Result<()>> {
-        let entry = &self.held(index).entry;
-        QueueFuture::pending(self.session.nack(entry.source, entry.id, true, after))
+        QueueFuture::pending(self.session.nack(self.to_settle(index), true, after))
     }
 
     fn release(&self, index: u32) -> QueueFuture<'_, Result<()>> {
-        let entry = &self.held(index).entry;
-        QueueFuture::pending(self.session.nack(entry.source, entry.id, false, Duration::ZERO))
+        QueueFuture::pending(self.session.nack(self.to_settle(index), false, Duration::ZERO))
     }
 
     fn extend(&self, index: u32, by: Duration) -> QueueFuture<'_, Result<()>> {
@@ -317,11 +319,10 @@ impl Lease for Batch {
     fn abandon(&self, index: u32) {
         // Without a runtime the pending timeout brings the message back.
         let Ok(runtime) = Handle::try_current() else { return };
-        let entry = &self.held(index).entry;
-        let (session, source, id) = (Arc::clone(&self.session), entry.source, entry.id);
+        let (session, held) = (Arc::clone(&self.session), self.to_settle(index));
         runtime.spawn(async move {
             // If this fails, the pending timeout does it.
-            drop(session.nack(source, id, true, Duration::ZERO).await);
+            drop(session.nack(held, true, Duration::ZERO).await);
         });
     }
 }

@@ -737,7 +737,7 @@ impl Reader {
         for run in entries.chunk_by(|(a, _), (b, _)| a == b) {
             for part in run.chunks(RELEASED_PER_CALL) {
                 let ids: Vec<Id> = part.iter().map(|&(_, id)| id).collect();
-                drop(self.shared.session.again(part[0].0, &ids, false, Duration::ZERO).await);
+                drop(self.shared.session.again(part[0].0, &ids, false, Duration::ZERO, None).await);
             }
         }
     }
