@@ -217,7 +217,7 @@ macro_rules! __cases {
                 12 receive_in_a_select();
                 12 ack_midway();
                 12 nack_midway(DeliveryCount);
-                12 extend_midway(DelayedRetry);
+                12 extend_midway();
                 12 extended_unawares(Lease);
                 27 dead_letter_midway(DeadLetters);
                 12 build_midway();

@@ -36,7 +36,7 @@ enum Verdict {
 /// [`conformance_tests!`](crate::conformance_tests) generates.
 ///
 /// # Panics
-/// When the case fails, or takes longer than its time limit: a minute, four for those of `endurance`.
+/// When the case fails, or takes longer than its time limit: two minutes, four for those that take their time.
 #[doc(hidden)]
 pub fn run<H: Harness>(case: Case, module: &'static str, body: Body<H>) {
     let (started, has_started) = mpsc::channel();
