@@ -126,8 +126,8 @@ impl Session {
         Ok(outcomes.iter().map(|outcome| done_before || convert::number(outcome) == Some(1)).collect())
     }
 
-    async fn nack(&self, ack: ToSettle, counts: bool, after: Duration) -> Result<()> {
-        let ToSettle { source, id, extended, until } = ack;
+    async fn nack(&self, entry: ToSettle, counts: bool, after: Duration) -> Result<()> {
+        let ToSettle { source, id, extended, until } = entry;
         let until = (!extended).then_some(until);
         match self.again(source, &[id], counts, after, until).await?.first() {
             Some(true) => Ok(()),

@@ -291,6 +291,8 @@ struct Pace {
     patience: Duration,
     usual_patience: Duration,
     grown_at: Option<Instant>,
+    /// A read was too slow, and none has brought entries since.
+    was_too_slow: bool,
 }
 
 /// A read that was sent.
@@ -304,7 +306,7 @@ struct Request {
 impl Pace {
     fn new(read_count: usize, usual_patience: Duration) -> Self {
         let most = FIRST_READ.min(read_count);
-        Self { most, size: 0, patience: usual_patience, usual_patience, grown_at: None }
+        Self { most, size: 0, patience: usual_patience, usual_patience, grown_at: None, was_too_slow: false }
     }
 
     /// What one read may ask for.
@@ -318,6 +320,7 @@ impl Pace {
         if after < self.patience / 2 {
             self.most = (self.most * 2).min(read_count);
         }
+        self.was_too_slow = false;
         self.answered();
     }
 
@@ -328,8 +331,12 @@ impl Pace {
         }
     }
 
-    /// Entries were on their way when the time was up.
+    /// Entries were on their way when the time was up. The first time the connection may have died under them, and who
+    /// is patient with the dead finds out late.
     fn too_slow(&mut self) {
+        if !std::mem::replace(&mut self.was_too_slow, true) {
+            return;
+        }
         self.patience = (self.patience * 2).min(PATIENCE_MAX).max(self.usual_patience);
         self.grown_at = Some(Instant::now());
     }
@@ -934,7 +941,12 @@ mod tests {
         assert_eq!(pace.most(), 4);
         pace.most = 1;
         pace.too_slow();
+        assert_eq!(pace.patience, usual, "the connection may have died");
+        pace.arrived(1024 * 1024, Duration::from_secs(4), 100);
+        pace.too_slow();
+        assert_eq!(pace.patience, usual, "another one may have died");
         pace.answered();
+        pace.too_slow();
         assert_eq!((pace.most(), pace.patience), (1, usual * 2));
         for _ in 0..4 {
             pace.too_slow();
