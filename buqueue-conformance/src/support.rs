@@ -126,6 +126,24 @@ pub fn take<C: QueueConsumer + ?Sized>(consumer: &mut C, count: usize) -> impl F
     }
 }
 
+/// Receives exactly `count` messages, and settles none.
+#[track_caller]
+pub fn hold<C: QueueConsumer + ?Sized>(
+    consumer: &mut C,
+    count: usize,
+) -> impl Future<Output = Vec<Delivery>> {
+    let caller = Location::caller();
+    async move {
+        let mut held = Vec::with_capacity(count);
+        while held.len() < count {
+            let what = format!("receive_batch, {} of {count} received, asked at {caller}", held.len());
+            let batch = within(SOON, &what, consumer.receive_batch(count - held.len())).await;
+            held.extend(batch.unwrap_or_else(|error| panic!("receive_batch: {error:?} ({caller})")));
+        }
+        held
+    }
+}
+
 /// Acks, soon and without error.
 #[track_caller]
 pub fn ack(delivery: Delivery) -> impl Future<Output = ()> {

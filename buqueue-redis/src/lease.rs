@@ -57,10 +57,15 @@ struct ToSettle {
 }
 
 impl ToSettle {
-    /// A repeated settle finds that the message is not ours: as long as the lease lasts, that was the first one's work.
-    fn was_done_before(self) -> bool {
-        self.extended || Instant::now() < self.until
+    /// Until when the lease lasts, as far as it is known here.
+    fn known_end(self) -> Option<Instant> {
+        (!self.extended).then_some(self.until)
     }
+}
+
+/// A repeated settle finds that the message is not ours: as long as the lease lasts, that was the first one's work.
+fn was_done_before(end: Option<Instant>) -> bool {
+    end.is_none_or(|end| Instant::now() < end)
 }
 
 /// What one caller acks together.
@@ -122,16 +127,14 @@ impl Session {
         let (reply, tried_before) =
             settle(&self.commands, &scripts::AGAIN, arguments).await.map_err(|error| self.fail(&error))?;
         let Value::Array(outcomes) = reply else { return Err(self.fail(&error::unexpected("EVALSHA"))) };
-        let done_before = tried_before && until.is_none_or(|until| Instant::now() < until);
+        let done_before = tried_before && was_done_before(until);
         Ok(outcomes.iter().map(|outcome| done_before || convert::number(outcome) == Some(1)).collect())
     }
 
     async fn nack(&self, entry: ToSettle, counts: bool, after: Duration) -> Result<()> {
-        let ToSettle { source, id, extended, until } = entry;
-        let until = (!extended).then_some(until);
-        match self.again(source, &[id], counts, after, until).await?.first() {
+        match self.again(entry.source, &[entry.id], counts, after, entry.known_end()).await?.first() {
             Some(true) => Ok(()),
-            _ => Err(lost(id)),
+            _ => Err(lost(entry.id)),
         }
     }
 
@@ -230,7 +233,7 @@ impl Flusher {
         let each = if let Value::Array(each) = &reply { each.as_slice() } else { &[] };
         for (at, &(item, ack)) in part.iter().enumerate() {
             let is_done = each.get(at).and_then(convert::number) == Some(1);
-            if !(is_done || tried_before && ack.was_done_before()) {
+            if !(is_done || tried_before && was_done_before(ack.known_end())) {
                 outcomes[item] = Err(lost(ack.id));
             }
         }

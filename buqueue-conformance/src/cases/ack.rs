@@ -6,7 +6,8 @@ use buqueue_core::{Delivery, ErrorKind};
 use futures_util::future::join_all;
 
 use crate::support::{
-    SOON, ack, nothing_for, numbered, receive, receive_within, send, send_all, sorted, take, text, within,
+    SOON, ack, hold, nothing_for, numbered, receive, receive_within, send, send_all, sorted, take, text,
+    within,
 };
 use crate::{Ctx, Harness, Outcome};
 
@@ -27,10 +28,7 @@ pub async fn ack_all_acks_each<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let setup = cx.leased();
     let (producer, mut consumer) = cx.pair_on(&setup).await;
     send_all(&producer, numbered("m", 60)).await;
-    let mut held = Vec::new();
-    while held.len() < 60 {
-        held.extend(within(SOON, "receive_batch", consumer.receive_batch(60 - held.len())).await.unwrap());
-    }
+    let held = hold(&mut consumer, 60).await;
     within(SOON, "ack_all", Delivery::ack_all(held)).await.unwrap();
     assert_eq!(consumer.stats().in_flight, 0);
     nothing_for(setup.lease + Duration::from_millis(500), &mut consumer).await;
@@ -65,10 +63,7 @@ pub async fn concurrent_acks<H: Harness>(cx: &Ctx<H>) -> Outcome {
 pub async fn acks_one_of_many<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, mut consumer) = cx.pair().await;
     send_all(&producer, numbered("m", 4)).await;
-    let mut held = Vec::new();
-    while held.len() < 4 {
-        held.extend(within(SOON, "receive_batch", consumer.receive_batch(4 - held.len())).await.unwrap());
-    }
+    let mut held = hold(&mut consumer, 4).await;
     let kept: Vec<String> = [0, 1, 3].map(|index| text(&held[index])).into();
     let acked = held.remove(2);
     ack(acked).await;

@@ -8,8 +8,8 @@ use buqueue_core::{Delivery, ErrorKind, Feature, Message};
 use tokio::time::{Instant, timeout};
 
 use crate::support::{
-    SOON, ack, dropped_after, eventually, look, nothing_for, numbered, receive, send, send_all, sorted, take,
-    text, within,
+    SOON, ack, dropped_after, eventually, hold, look, nothing_for, numbered, receive, send, send_all, sorted,
+    take, text, within,
 };
 use crate::{ConsumerOf, Ctx, Harness, Outcome};
 
@@ -140,10 +140,7 @@ pub async fn nack_midway<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let setup = cx.leased();
     let (producer, mut consumer) = cx.pair_on(&setup).await;
     send_all(&producer, numbered("m", 10)).await;
-    let mut held = Vec::new();
-    while held.len() < 10 {
-        held.extend(within(SOON, "receive_batch", consumer.receive_batch(10)).await.unwrap());
-    }
+    let held = hold(&mut consumer, 10).await;
     for (polls, delivery) in (1..).zip(held) {
         let _open = dropped_after(polls % 4 + 1, delivery.nack()).await;
     }
@@ -166,12 +163,7 @@ pub async fn extend_midway<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, mut consumer) = cx.pair().await;
     send_all(&producer, numbered("m", COUNT)).await;
     for round in 0..6 {
-        let mut held = Vec::new();
-        while held.len() < COUNT {
-            let what = format!("round {round}, {} of {COUNT} received", held.len());
-            let batch = within(SOON, &what, consumer.receive_batch(COUNT - held.len())).await;
-            held.extend(batch.unwrap());
-        }
+        let held = hold(&mut consumer, COUNT).await;
         assert_eq!(sorted(held.iter().map(text).collect()), sorted(numbered("m", COUNT)));
         let mut nacks = Vec::new();
         for (at, delivery) in held.into_iter().enumerate() {
@@ -198,10 +190,7 @@ pub async fn extended_unawares<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let setup = cx.leased();
     let (producer, mut consumer) = cx.pair_on(&setup).await;
     send_all(&producer, numbered("m", 10)).await;
-    let mut held = Vec::new();
-    while held.len() < 10 {
-        held.extend(within(SOON, "receive_batch", consumer.receive_batch(10)).await.unwrap());
-    }
+    let held = hold(&mut consumer, 10).await;
     for (polls, delivery) in (0..).zip(&held) {
         let _open = dropped_after(polls % 3 + 1, delivery.extend_visibility(30 * SOON)).await;
     }
@@ -239,10 +228,7 @@ pub async fn dead_letter_midway<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let setup = cx.leased();
     let (producer, mut consumer, mut dead) = cx.with_dlq(&setup, 20).await;
     send_all(&producer, numbered("m", 12)).await;
-    let mut held = Vec::new();
-    while held.len() < 12 {
-        held.extend(within(SOON, "receive_batch", consumer.receive_batch(12)).await.unwrap());
-    }
+    let held = hold(&mut consumer, 12).await;
     for (polls, delivery) in (1..).zip(held) {
         let _open = dropped_after(polls % 6 + 1, delivery.dead_letter("dropped midway")).await;
     }

@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use futures_util::future::join_all;
 
 use crate::support::{
-    SOON, ack, look, nack, nothing_for, numbered, receive, receive_within, send, send_all, sorted, take,
-    text, within,
+    SOON, ack, hold, look, nack, nothing_for, numbered, receive, receive_within, send, send_all, sorted,
+    take, text, within,
 };
 use crate::{ConsumerOf, Ctx, FailingDlq, Harness, Outcome};
 
@@ -283,10 +283,7 @@ pub async fn many_die_at_once<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let setup = cx.setup();
     let (producer, mut consumer, mut dead) = cx.with_dlq(&setup, 1).await;
     send_all(&producer, numbered("m", 50)).await;
-    let mut held = Vec::new();
-    while held.len() < 50 {
-        held.extend(within(SOON, "receive_batch", consumer.receive_batch(50 - held.len())).await.unwrap());
-    }
+    let held = hold(&mut consumer, 50).await;
     for nacked in within(SOON, "50 nacks", join_all(held.into_iter().map(Delivery::nack))).await {
         nacked.unwrap();
     }

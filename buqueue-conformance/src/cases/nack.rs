@@ -9,8 +9,8 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use crate::support::{
-    LATE, SOON, TICK, ack, nack, nothing_for, numbered, receive, receive_within, send, send_all, sorted,
-    take, text, within,
+    LATE, SOON, TICK, ack, hold, nack, nothing_for, numbered, receive, receive_within, send, send_all,
+    sorted, take, text, within,
 };
 use crate::{Ctx, Harness, Outcome};
 
@@ -328,10 +328,7 @@ pub async fn dropped_comes_back_soon<H: Harness>(cx: &Ctx<H>) -> Outcome {
 pub async fn dropped_batch_comes_back<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let (producer, mut consumer) = cx.pair().await;
     send_all(&producer, numbered("m", 20)).await;
-    let mut held = Vec::new();
-    while held.len() < 20 {
-        held.extend(within(SOON, "receive_batch", consumer.receive_batch(20 - held.len())).await.unwrap());
-    }
+    let held = hold(&mut consumer, 20).await;
     drop(held);
     assert_eq!(sorted(take(&mut consumer, 20).await), sorted(numbered("m", 20)));
     assert_eq!(consumer.stats().abandoned, 20);

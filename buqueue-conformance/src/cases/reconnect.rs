@@ -9,8 +9,8 @@ use chrono::{TimeDelta, Utc};
 use tokio::time::Instant;
 
 use crate::support::{
-    Ledger, SOON, ack, nothing_for, numbered, receive, receive_within, send, send_all, send_until_confirmed,
-    text, within,
+    Ledger, SOON, ack, hold, nothing_for, numbered, receive, receive_within, send, send_all,
+    send_until_confirmed, text, within,
 };
 use crate::{ConsumerOf, Ctx, Harness, Outcome};
 
@@ -287,10 +287,7 @@ pub async fn in_flight_across_a_cut<H: Harness>(cx: &Ctx<H>) -> Outcome {
     let setup = cx.leased();
     let (producer, mut consumer) = cx.pair_on(&setup.via(proxy.addr())).await;
     send_all(&producer, numbered("m", 10)).await;
-    let mut held = Vec::new();
-    while held.len() < 10 {
-        held.extend(within(SOON, "receive_batch", consumer.receive_batch(10)).await.unwrap());
-    }
+    let held = hold(&mut consumer, 10).await;
     proxy.cut();
     let mut open = BTreeSet::new();
     for delivery in held {
